@@ -1,1 +1,39 @@
-//! Not written yet.
+//! What the tests stand on: namespaces, processes and directories that clean up after themselves.
+//!
+//! Everything here is for tests and for the demo; the product never links it. What it makes has a name
+//! of its own and dies with the process that made it, also after a panic or a `kill -9`: namespaces are
+//! held by open files and by children with a parent-death signal, and directories left by a process that
+//! is gone are swept up by the next one.
+#![forbid(unsafe_code)]
+
+mod dir;
+mod exec;
+mod find;
+mod netns;
+mod process;
+
+pub use dir::TempDir;
+pub use exec::{Cmd, Ran};
+pub use find::{bin, free_port, workspace};
+pub use netns::{Entered, Netns, netns_or_skip, require_or_skip};
+pub use process::Process;
+
+use std::time::{Duration, Instant};
+
+/// Asks `probe` every few milliseconds until it gives a value, at most for `limit`.
+///
+/// Returns the value and how long it took, or `None` when the time ran out. The probe is asked at least
+/// once, and once more after the limit has passed.
+pub fn eventually<T>(limit: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<(T, Duration)> {
+    let start = Instant::now();
+    loop {
+        let late = start.elapsed() >= limit;
+        if let Some(value) = probe() {
+            return Some((value, start.elapsed()));
+        }
+        if late {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(3));
+    }
+}
