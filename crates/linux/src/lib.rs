@@ -1,1 +1,13 @@
-//! Not written yet.
+//! What Weft asks of the Linux kernel: one blocking, pipelined netlink socket, and typed requests for
+//! links, addresses, routes, neighbours, forwarding entries and connections; sysctls and namespaces.
+//!
+//! Everything blocks and nothing spawns a runtime: a network namespace belongs to a thread, so one plain
+//! thread owns the sockets. Nothing here decides anything; callers say what they want and get the kernel's
+//! answer with the name of the object it was about.
+
+mod error;
+pub mod netlink;
+pub mod netns;
+mod sys;
+
+pub use error::{Cause, Error, Retry};

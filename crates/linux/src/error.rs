@@ -1,0 +1,205 @@
+//! What went wrong, on which object, and what to do about it.
+
+use std::io;
+
+use rustix::io::Errno;
+
+/// A request that the kernel refused, or that could not be put to it.
+///
+/// The text is what was tried and on what ("failed to add route 10.244.3.0/24 via 10.244.3.0 dev
+/// flannel.1"); the reason is the `source`.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to {verb} {object}")]
+pub struct Error {
+    /// What was tried: "add", "delete", "list", ...
+    pub verb: &'static str,
+    /// On what: kind and identity of the object.
+    pub object: String,
+    /// Why it failed.
+    #[source]
+    pub cause: Cause,
+}
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Cause {
+    /// The kernel refused and said why in words as well (extended acknowledgement, `NLMSGERR_ATTR_MSG`).
+    #[error("{errno}: {text}")]
+    Refused {
+        /// The error number.
+        errno: io::Error,
+        /// The kernel's own words.
+        text: String,
+    },
+    /// A system call failed, or the kernel refused with a bare error number.
+    #[error(transparent)]
+    Errno(io::Error),
+    /// The receive buffer was too small (ENOBUFS): answers or events are lost, so the state of the kernel
+    /// is unknown and must be read again.
+    #[error("the kernel's answers overran the receive buffer; what it holds must be read again")]
+    Overrun,
+    /// Each of several dumps was marked as inconsistent by the kernel (`NLM_F_DUMP_INTR`).
+    #[error("the list kept changing while it was read")]
+    KeptChanging,
+    /// The kernel did not answer in time.
+    #[error("the kernel did not answer within {0} seconds")]
+    NoAnswer(u64),
+    /// The answer could not be understood.
+    #[error("the kernel's answer is garbled: {0}")]
+    Garbled(String),
+}
+
+/// What a caller should do about an [`Error`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// Repeat at once: the state was changing.
+    Now,
+    /// Read the kernel's state again, then decide: the object is there already, or gone.
+    AfterObserving,
+    /// Repeat after a pause.
+    Backoff,
+    /// Don't repeat: the privilege or the kernel feature is missing.
+    Never,
+}
+
+impl Cause {
+    /// From an error number as the kernel reports it, with its words where it gave some.
+    pub(crate) fn refused(errno: Errno, text: Option<String>) -> Self {
+        match text {
+            Some(text) => Self::Refused { errno: errno.into(), text },
+            None => Self::Errno(errno.into()),
+        }
+    }
+
+    /// The error number, where there is one.
+    fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Refused { errno, .. } | Self::Errno(errno) => {
+                errno.raw_os_error().map(Errno::from_raw_os_error)
+            }
+            Self::Overrun => Some(Errno::NOBUFS),
+            Self::KeptChanging | Self::NoAnswer(_) | Self::Garbled(_) => None,
+        }
+    }
+
+    /// The same cause once more, for each request that shared one send.
+    pub(crate) fn duplicate(&self) -> Self {
+        let again = |errno: &io::Error| {
+            errno.raw_os_error().map_or_else(|| errno.kind().into(), io::Error::from_raw_os_error)
+        };
+        match self {
+            Self::Refused { errno, text } => Self::Refused { errno: again(errno), text: text.clone() },
+            Self::Errno(errno) => Self::Errno(again(errno)),
+            Self::Overrun => Self::Overrun,
+            Self::KeptChanging => Self::KeptChanging,
+            Self::NoAnswer(seconds) => Self::NoAnswer(*seconds),
+            Self::Garbled(text) => Self::Garbled(text.clone()),
+        }
+    }
+}
+
+impl From<Errno> for Cause {
+    fn from(errno: Errno) -> Self {
+        if errno == Errno::NOBUFS { Self::Overrun } else { Self::Errno(errno.into()) }
+    }
+}
+
+impl Error {
+    /// An error about `object` while trying to `verb` it.
+    pub fn new(verb: &'static str, object: impl Into<String>, cause: impl Into<Cause>) -> Self {
+        Self { verb, object: object.into(), cause: cause.into() }
+    }
+
+    /// The raw error number (errno(3)), where the kernel gave one.
+    #[must_use]
+    pub fn raw_os_error(&self) -> Option<i32> {
+        self.cause.errno().map(Errno::raw_os_error)
+    }
+
+    /// The kernel's own words (extended acknowledgement), where it gave some.
+    #[must_use]
+    pub fn kernel_text(&self) -> Option<&str> {
+        match &self.cause {
+            Cause::Refused { text, .. } => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The object exists already (EEXIST).
+    #[must_use]
+    pub fn is_exists(&self) -> bool {
+        self.cause.errno() == Some(Errno::EXIST)
+    }
+
+    /// The object does not exist: ENOENT, ESRCH (routes), ENODEV (links), ENXIO, or EADDRNOTAVAIL
+    /// (addresses).
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        let absent = [Errno::NOENT, Errno::SRCH, Errno::NODEV, Errno::NXIO, Errno::ADDRNOTAVAIL];
+        self.cause.errno().is_some_and(|errno| absent.contains(&errno))
+    }
+
+    /// The privilege is missing (EPERM, EACCES).
+    #[must_use]
+    pub fn is_permission(&self) -> bool {
+        matches!(self.cause.errno(), Some(Errno::PERM | Errno::ACCESS))
+    }
+
+    /// The kernel lacks the feature (EOPNOTSUPP, EAFNOSUPPORT, EPROTONOSUPPORT).
+    #[must_use]
+    pub fn is_unsupported(&self) -> bool {
+        matches!(self.cause.errno(), Some(Errno::OPNOTSUPP | Errno::AFNOSUPPORT | Errno::PROTONOSUPPORT))
+    }
+
+    /// Answers or events were lost: the state of the kernel must be read again.
+    #[must_use]
+    pub fn is_overrun(&self) -> bool {
+        matches!(self.cause, Cause::Overrun)
+    }
+
+    /// What to do next.
+    #[must_use]
+    pub fn retry(&self) -> Retry {
+        if matches!(self.cause, Cause::KeptChanging) {
+            Retry::Now
+        } else if self.is_overrun() || self.is_exists() || self.is_not_found() {
+            Retry::AfterObserving
+        } else if self.is_permission() || self.is_unsupported() {
+            Retry::Never
+        } else {
+            Retry::Backoff
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn the_text_is_the_attempt_and_the_source_is_the_reason() {
+        let cause = Cause::refused(Errno::NETUNREACH, Some("Nexthop has invalid gateway".to_owned()));
+        let error = Error::new("add", "route 10.244.3.0/24 via 10.244.3.0 dev flannel.1", cause);
+        assert_eq!(error.to_string(), "failed to add route 10.244.3.0/24 via 10.244.3.0 dev flannel.1");
+        assert_eq!(
+            error.source().unwrap().to_string(),
+            "Network is unreachable (os error 101): Nexthop has invalid gateway"
+        );
+        assert_eq!(error.kernel_text(), Some("Nexthop has invalid gateway"));
+        assert_eq!(error.retry(), Retry::Backoff);
+    }
+
+    #[test]
+    fn an_error_knows_what_to_do_next() {
+        let with = |errno| Error::new("add", "link x", Cause::refused(errno, None));
+        assert!(with(Errno::EXIST).is_exists() && with(Errno::SRCH).is_not_found());
+        assert_eq!(with(Errno::EXIST).retry(), Retry::AfterObserving);
+        assert_eq!(with(Errno::PERM).retry(), Retry::Never);
+        assert_eq!(with(Errno::OPNOTSUPP).retry(), Retry::Never);
+        assert_eq!(with(Errno::BUSY).retry(), Retry::Backoff);
+        assert_eq!(Error::new("list", "links", Cause::KeptChanging).retry(), Retry::Now);
+        assert!(Error::new("list", "links", Errno::NOBUFS).is_overrun());
+    }
+}
