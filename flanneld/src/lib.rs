@@ -1,0 +1,9 @@
+//! flanneld: leases a pod subnet for this node and connects it to the pods of all other nodes.
+//!
+//! ```text
+//! source (etcd | file) --assignment--> the loop --operations--> kernel
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod flags;
+pub mod source;
