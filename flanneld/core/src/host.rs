@@ -1,0 +1,202 @@
+//! What this node says of itself: its addresses and routes, which no pod subnet may overlap, and the
+//! facts that a lease is chosen by.
+
+use std::{fmt, net::Ipv4Addr};
+
+use netmodel::{IfName, Mac, Mtu, Subnet, Vni};
+
+use crate::config::Config;
+
+/// Facts about this node. The node's side gathers them, before a lease is acquired and whenever
+/// they change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// Who this node is, whatever its address.
+    pub identity: NodeIdentity,
+    /// The address told to peers: `-public-ip`, or the underlay interface's address.
+    pub public_ip: Ipv4Addr,
+    /// The interface that carries tunnelled packets.
+    pub underlay: Underlay,
+    /// VXLAN devices named `flannel.<VNI>` that exist on this node, with their Ethernet addresses.
+    pub vteps: Vec<(Vni, Mac)>,
+    /// Addresses and routes of this host except those of our own device.
+    pub host: Vec<HostPrefix>,
+    /// The subnet in `subnet.env` as an earlier run left it.
+    pub previous: Option<Subnet>,
+}
+
+/// The interface that carries tunnelled packets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Underlay {
+    /// Name of the interface.
+    pub name: IfName,
+    /// Its index.
+    pub index: u32,
+    /// The local address of tunnelled packets.
+    pub address: Ipv4Addr,
+    /// Its MTU.
+    pub mtu: Mtu,
+}
+
+/// A node's identity: a hash of what stays when its address changes. It names the node's record in
+/// etcd and, where no VXLAN device exists yet, gives it its Ethernet address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeIdentity(pub [u8; 16]);
+
+impl NodeIdentity {
+    /// The Ethernet address of a new VXLAN device of this node: always the same, locally
+    /// administered, another one for each VNI.
+    #[must_use]
+    pub fn vtep_mac(self, vni: Vni) -> Mac {
+        let mut bytes = [0_u8; 6];
+        for (i, byte) in self.0.iter().chain(&vni.get().to_be_bytes()).enumerate() {
+            let slot = &mut bytes[i % 6];
+            *slot = slot.rotate_left(3) ^ byte;
+        }
+        Mac::locally_administered(bytes)
+    }
+}
+
+impl fmt::Display for NodeIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl std::str::FromStr for NodeIdentity {
+    type Err = BadIdentity;
+
+    fn from_str(text: &str) -> Result<Self, BadIdentity> {
+        let bad = || BadIdentity(text.to_owned());
+        if text.len() != 32 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(bad());
+        }
+        u128::from_str_radix(text, 16).map(|n| Self(n.to_be_bytes())).map_err(|_| bad())
+    }
+}
+
+/// A text that is no node identity.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a node identity: it must be 32 hex digits")]
+pub struct BadIdentity(String);
+
+/// What kind of interface an address or route of this host is on, as far as it matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// A bridge, such as the one that pods hang on.
+    Bridge,
+    /// One end of a veth pair, such as a pod's.
+    Veth,
+    /// Anything else, or no interface at all.
+    Other,
+}
+
+/// An address or a route of this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPrefix {
+    /// What it covers.
+    pub subnet: Subnet,
+    /// The address itself; `None` for a route.
+    pub address: Option<Ipv4Addr>,
+    /// The interface; `None` for a route that has none (blackhole, several next hops).
+    pub device: Option<IfName>,
+    /// The kind of that interface.
+    pub kind: DeviceKind,
+}
+
+impl fmt::Display for HostPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address {
+            Some(address) => write!(f, "address {address}/{}", self.subnet.prefix())?,
+            None => write!(f, "route {}", self.subnet)?,
+        }
+        match &self.device {
+            Some(device) if self.address.is_some() => write!(f, " of {device}"),
+            Some(device) => write!(f, " through {device}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Names of the bridges that pods hang on by default: of flannel's plugin, docker, and the old one.
+const POD_BRIDGES: [&str; 3] = ["cni0", "docker0", "cbr0"];
+
+impl NodeFacts {
+    /// The first address or route of this host that a peer's subnet may not overlap.
+    ///
+    /// Default routes (and the halves that VPNs write instead) overlap everything and count as nothing.
+    #[must_use]
+    pub fn overlap(&self, subnet: Subnet) -> Option<&HostPrefix> {
+        self.host.iter().find(|host| host.subnet.prefix() > 1 && host.subnet.overlaps(&subnet))
+    }
+
+    /// The first address or route of this host that a subnet of our own may not overlap: as
+    /// [`NodeFacts::overlap`], but what this node's pods already use of that very subnet is no obstacle.
+    #[must_use]
+    pub fn foreign_overlap(&self, subnet: Subnet) -> Option<&HostPrefix> {
+        self.host.iter().find(|host| {
+            host.subnet.prefix() > 1 && host.subnet.overlaps(&subnet) && !self.is_pods(host, subnet)
+        })
+    }
+
+    /// Overlaps of this host with the network, one per address or route, with the part it takes away.
+    #[must_use]
+    pub fn overlaps(&self, config: &Config, own: Option<Subnet>) -> Vec<Overlap> {
+        let relevant = |host: &&HostPrefix| {
+            let pods = own.is_some_and(|own| self.is_pods(host, own));
+            host.subnet.prefix() > 1 && host.subnet.overlaps(&config.network) && !pods
+        };
+        let mut found: Vec<Overlap> = Vec::new();
+        for host in self.host.iter().filter(relevant) {
+            let wide = if host.subnet.covers(&config.network) { config.network } else { host.subnet };
+            let shared = if wide.prefix() > config.subnet_len {
+                Subnet::containing(wide.address(), config.subnet_len).unwrap_or(wide)
+            } else {
+                wide
+            };
+            // An address and its own connected route say the same.
+            if !found.iter().any(|o| o.subnet == shared) {
+                found.push(Overlap { subnet: shared, host: host.clone() });
+            }
+        }
+        found
+    }
+
+    /// `host` is what pods of this node use of `subnet`: the bridge with the subnet's first address,
+    /// routes through it, routes to single pods, the blackhole route for the subnet itself.
+    fn is_pods(&self, host: &HostPrefix, subnet: Subnet) -> bool {
+        if !subnet.covers(&host.subnet) {
+            return false;
+        }
+        let Some(device) = &host.device else { return host.subnet == subnet };
+        match host.kind {
+            DeviceKind::Bridge => POD_BRIDGES.contains(&device.as_str()) || self.is_gateway(device, subnet),
+            DeviceKind::Veth => host.subnet.prefix() == 32,
+            DeviceKind::Other => false,
+        }
+    }
+
+    /// The interface holds the first usable address of the subnet with the subnet's own length.
+    fn is_gateway(&self, device: &IfName, subnet: Subnet) -> bool {
+        self.host.iter().any(|host| {
+            host.device.as_ref() == Some(device)
+                && host.subnet == subnet
+                && host.address.map(Into::into) == subnet.nth(1)
+        })
+    }
+}
+
+/// A part of the network that this host uses for something else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overlap {
+    /// The part of the network.
+    pub subnet: Subnet,
+    /// What uses it.
+    pub host: HostPrefix,
+}
+
+impl fmt::Display for Overlap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} overlaps {} of this host: it is never leased and never routed", self.subnet, self.host)
+    }
+}
