@@ -9,14 +9,18 @@
 mod dir;
 mod exec;
 mod find;
+pub mod lab;
 mod netns;
 mod process;
+mod space;
+pub mod traffic;
 
 pub use dir::TempDir;
 pub use exec::{Cmd, Ran};
 pub use find::{bin, free_port, workspace};
 pub use netns::{Entered, Netns, netns_or_skip, require_or_skip};
 pub use process::Process;
+pub use space::Space;
 
 use std::time::{Duration, Instant};
 
