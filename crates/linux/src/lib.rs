@@ -6,6 +6,7 @@
 //! answer with the name of the object it was about.
 
 mod error;
+pub mod link;
 pub mod netlink;
 pub mod netns;
 mod sys;

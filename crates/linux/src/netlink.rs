@@ -9,6 +9,7 @@
 //! fails, the answers fit into the receive buffer.
 
 mod message;
+mod route_socket;
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -26,8 +27,8 @@ use rustix::{
     },
 };
 
-pub use self::message::Message;
 use self::message::{Meaning, append, messages};
+pub use self::{message::Message, route_socket::RouteSocket};
 use crate::{
     Cause, Error,
     netns::Netns,
@@ -287,6 +288,14 @@ impl Connection {
             }
         }
         Ok(true)
+    }
+
+    /// The bytes of one request that asks for an acknowledgement, for a send by somebody else.
+    pub(crate) fn pack(&mut self, request: &Request) -> Vec<u8> {
+        let (sequence, flags) = (self.reserve(1), request.flags | NLM_F_REQUEST | NLM_F_ACK);
+        let mut bytes = Vec::new();
+        append(&mut bytes, request.kind, flags, sequence, &request.payload);
+        bytes
     }
 
     /// Sends one request and returns its sequence number.

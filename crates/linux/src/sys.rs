@@ -1,9 +1,13 @@
 //! The system calls that neither `std` nor `rustix` offers. All `unsafe` of the project is here.
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
-use rustix::{io::Errno, thread::UnshareFlags};
+use rustix::{
+    io::Errno,
+    net::{RecvFlags, SendFlags},
+    thread::UnshareFlags,
+};
 
 /// An option of a netlink socket (netlink(7), "Socket options").
 #[derive(Clone, Copy)]
@@ -45,4 +49,55 @@ pub(crate) fn unshare_network() -> Result<(), Errno> {
 /// The error number of the C library call that just failed on this thread.
 fn last_errno() -> Errno {
     std::io::Error::last_os_error().raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
+}
+
+/// Forks a child that keeps nothing open but `socket` and `verdict`, sends `message` on `socket`, writes the
+/// error number of the answer (0 for none) to `verdict` as 4 bytes, and ends.
+///
+/// The child is in a session of its own, so that a signal to the caller's group passes it by.
+pub(crate) fn fork_to_send(
+    socket: BorrowedFd<'_>,
+    message: &[u8],
+    verdict: BorrowedFd<'_>,
+) -> Result<(), Errno> {
+    // JUSTIFICATION: neither std nor rustix forks.
+    // SAFETY: the child only makes system calls on memory that is there already (it allocates nothing, takes
+    // no lock, runs no destructor and never returns), so it is sound even if other threads exist.
+    match unsafe { libc::fork() } {
+        -1 => Err(last_errno()),
+        0 => {
+            // JUSTIFICATION: std's exit would run what the parent registered to run at its own end.
+            // SAFETY: it only ends the child.
+            let exit = || unsafe { libc::_exit(0) };
+            let _ = rustix::process::setsid();
+            close_all_but(socket.as_raw_fd(), verdict.as_raw_fd());
+            let errno = send_and_wait(socket, message);
+            let _ = rustix::io::write(verdict, &errno.to_ne_bytes());
+            exit()
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Closes every descriptor of this process but two.
+fn close_all_but(one: RawFd, other: RawFd) {
+    let (low, high) = (one.min(other).cast_unsigned(), one.max(other).cast_unsigned());
+    for (first, last) in [(0, low.wrapping_sub(1)), (low + 1, high - 1), (high + 1, u32::MAX)] {
+        if first <= last && !(first == 0 && low == 0) {
+            // JUSTIFICATION: neither std nor rustix closes a range of descriptors.
+            // SAFETY: called by the forked child alone, which uses no descriptor but the two that are kept.
+            unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+        }
+    }
+}
+
+/// Sends one netlink request and returns the error number of its answer.
+fn send_and_wait(socket: BorrowedFd<'_>, message: &[u8]) -> i32 {
+    let mut answer = [0; 4096];
+    let sent = rustix::net::send(socket, message, SendFlags::empty());
+    match sent.and_then(|_| rustix::net::recv(socket, &mut answer[..], RecvFlags::empty())) {
+        Err(errno) => errno.raw_os_error(),
+        // Behind the 16 bytes of the netlink header.
+        Ok(_) => answer[16..].first_chunk().map_or(0, |number| i32::from_ne_bytes(*number).saturating_neg()),
+    }
 }

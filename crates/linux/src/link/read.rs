@@ -1,0 +1,280 @@
+//! What the kernel tells about an interface.
+//!
+//! Read attribute by attribute, not with the message types: those decode everything that a kernel may say
+//! of any kind of device, and one attribute they don't know the shape of would hide the whole interface.
+
+use std::net::IpAddr;
+
+use netlink_packet_core::NlasIterator;
+use netlink_packet_route::link::{LinkFlags, LinkHeader};
+use netmodel::{IfName, Mac, Vni};
+
+use crate::Cause;
+
+/// One interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its number in this namespace.
+    pub index: u32,
+    /// Its name.
+    pub name: IfName,
+    /// Its Ethernet address, where it has one.
+    pub mac: Option<Mac>,
+    /// Largest packet in bytes.
+    pub mtu: u32,
+    /// Somebody set it up (`IFF_UP`).
+    pub up: bool,
+    /// It is up and its carrier is there (`IFF_LOWER_UP`).
+    pub carrier: bool,
+    /// It is the loopback.
+    pub loopback: bool,
+    /// It receives what is addressed to others.
+    pub promiscuous: bool,
+    /// RFC 2863 operational state: 0 unknown, 2 down, 6 up (`IF_OPER_...`).
+    pub operstate: u8,
+    /// Index of the bridge that it is a port of.
+    pub master: Option<u32>,
+    /// How that bridge treats it.
+    pub port: Option<BridgePort>,
+    /// Its alias.
+    pub alias: Option<String>,
+    /// The other end of a veth pair.
+    pub peer: Option<Peer>,
+    /// What sort of device it is.
+    pub kind: Kind,
+}
+
+/// How a bridge treats a port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BridgePort {
+    /// Frames may leave through the port they came in by.
+    pub hairpin: bool,
+    /// It exchanges frames with ports that are not isolated only.
+    pub isolated: bool,
+}
+
+/// Where the other end of a veth pair is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its index in its own namespace.
+    pub index: u32,
+    /// Its namespace by the number that this one gave it; `None` if it is this one.
+    pub namespace: Option<i32>,
+}
+
+/// What sort of device an interface is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A bridge.
+    Bridge,
+    /// One end of a veth pair.
+    Veth,
+    /// A VXLAN device.
+    Vxlan(VxlanFacts),
+    /// Another one by its kind; empty for a physical device and the loopback.
+    Other(String),
+}
+
+/// What a VXLAN device is set to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VxlanFacts {
+    /// The network that it carries; `None` for one that takes it from each packet.
+    pub vni: Option<Vni>,
+    /// UDP port; 0 until the kernel gave it one.
+    pub port: u16,
+    /// Source address of what it sends.
+    pub local: Option<IpAddr>,
+    /// Multicast group or default destination.
+    pub group: Option<IpAddr>,
+    /// Index of the interface that it sends through.
+    pub underlay: Option<u32>,
+    /// It learns addresses from what it receives.
+    pub learning: bool,
+    /// Group-based policy.
+    pub gbp: bool,
+    /// It asks user space for unknown addresses of layer 2.
+    pub l2_miss: bool,
+    /// It asks user space for unknown addresses of layer 3.
+    pub l3_miss: bool,
+}
+
+// Attribute numbers of linux/if_link.h.
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
+const IFLA_OPERSTATE: u16 = 16;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_IFALIAS: u16 = 20;
+const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_INFO_SLAVE_KIND: u16 = 4;
+const IFLA_INFO_SLAVE_DATA: u16 = 5;
+const IFLA_BRPORT_MODE: u16 = 4;
+const IFLA_BRPORT_ISOLATED: u16 = 33;
+const IFLA_VXLAN_ID: u16 = 1;
+const IFLA_VXLAN_GROUP: u16 = 2;
+const IFLA_VXLAN_LINK: u16 = 3;
+const IFLA_VXLAN_LOCAL: u16 = 4;
+const IFLA_VXLAN_LEARNING: u16 = 7;
+const IFLA_VXLAN_L2MISS: u16 = 13;
+const IFLA_VXLAN_L3MISS: u16 = 14;
+const IFLA_VXLAN_PORT: u16 = 15;
+const IFLA_VXLAN_GROUP6: u16 = 16;
+const IFLA_VXLAN_LOCAL6: u16 = 17;
+const IFLA_VXLAN_GBP: u16 = 23;
+const IFLA_VXLAN_COLLECT_METADATA: u16 = 25;
+
+/// Bytes of `struct ifinfomsg`.
+const HEADER: usize = 16;
+
+/// Reads `RTM_NEWLINK` or `RTM_DELLINK`. `None`: its name is no text, so it can be nobody's we know.
+pub(super) fn link(payload: &[u8]) -> Result<Option<Link>, Cause> {
+    let header = LinkHeader::parse(payload).map_err(|error| Cause::Garbled(error.to_string()))?;
+    let (mut name, mut linked, mut namespace) = (None, None, None);
+    let mut info = Info::default();
+    let mut link = Link {
+        index: header.index,
+        name: "lo".parse().map_err(|error| Cause::Garbled(format!("{error}")))?,
+        mac: None,
+        mtu: 0,
+        up: header.flags.contains(LinkFlags::Up),
+        carrier: header.flags.contains(LinkFlags::LowerUp),
+        loopback: header.flags.contains(LinkFlags::Loopback),
+        promiscuous: header.flags.contains(LinkFlags::Promisc),
+        operstate: 0,
+        master: None,
+        port: None,
+        alias: None,
+        peer: None,
+        kind: Kind::Other(String::new()),
+    };
+    for (kind, value) in attributes(payload.get(HEADER..).unwrap_or_default()) {
+        match kind {
+            IFLA_ADDRESS => link.mac = value.try_into().ok().map(Mac),
+            IFLA_IFNAME => name = text(value).parse::<IfName>().ok(),
+            IFLA_MTU => link.mtu = number(value).unwrap_or(0),
+            IFLA_LINK => linked = number(value),
+            IFLA_MASTER => link.master = number(value),
+            IFLA_OPERSTATE => link.operstate = value.first().copied().unwrap_or(0),
+            IFLA_LINKINFO => info = Info::read(value),
+            IFLA_IFALIAS => link.alias = Some(text(value)),
+            IFLA_LINK_NETNSID => namespace = number(value).map(u32::cast_signed),
+            _ => {}
+        }
+    }
+    link.port = info.port;
+    link.kind = info.kind;
+    if link.kind == Kind::Veth {
+        link.peer = linked.map(|index| Peer { index, namespace });
+    }
+    Ok(name.map(|name| Link { name, ..link }))
+}
+
+/// What `IFLA_LINKINFO` holds.
+struct Info {
+    kind: Kind,
+    port: Option<BridgePort>,
+}
+
+impl Default for Info {
+    fn default() -> Self {
+        Self { kind: Kind::Other(String::new()), port: None }
+    }
+}
+
+impl Info {
+    fn read(value: &[u8]) -> Self {
+        let (mut kind, mut data, mut port_kind, mut port_data) =
+            (String::new(), &[][..], String::new(), &[][..]);
+        for (attribute, value) in attributes(value) {
+            match attribute {
+                IFLA_INFO_KIND => kind = text(value),
+                IFLA_INFO_DATA => data = value,
+                IFLA_INFO_SLAVE_KIND => port_kind = text(value),
+                IFLA_INFO_SLAVE_DATA => port_data = value,
+                _ => {}
+            }
+        }
+        let kind = match kind.as_str() {
+            "bridge" => Kind::Bridge,
+            "veth" => Kind::Veth,
+            "vxlan" => Kind::Vxlan(VxlanFacts::read(data)),
+            _ => Kind::Other(kind),
+        };
+        Self { kind, port: (port_kind == "bridge").then(|| BridgePort::read(port_data)) }
+    }
+}
+
+impl BridgePort {
+    fn read(data: &[u8]) -> Self {
+        let mut port = Self::default();
+        for (attribute, value) in attributes(data) {
+            match attribute {
+                IFLA_BRPORT_MODE => port.hairpin = flag(value),
+                IFLA_BRPORT_ISOLATED => port.isolated = flag(value),
+                _ => {}
+            }
+        }
+        port
+    }
+}
+
+impl VxlanFacts {
+    fn read(data: &[u8]) -> Self {
+        let mut facts = Self::default();
+        let mut by_packet = false;
+        for (attribute, value) in attributes(data) {
+            match attribute {
+                IFLA_VXLAN_ID => facts.vni = number(value).and_then(|id| Vni::try_from(u64::from(id)).ok()),
+                IFLA_VXLAN_PORT => facts.port = value.try_into().map_or(0, u16::from_be_bytes),
+                IFLA_VXLAN_LOCAL | IFLA_VXLAN_LOCAL6 => facts.local = address(value),
+                IFLA_VXLAN_GROUP | IFLA_VXLAN_GROUP6 => facts.group = address(value),
+                IFLA_VXLAN_LINK => facts.underlay = number(value).filter(|index| *index != 0),
+                IFLA_VXLAN_LEARNING => facts.learning = flag(value),
+                IFLA_VXLAN_L2MISS => facts.l2_miss = flag(value),
+                IFLA_VXLAN_L3MISS => facts.l3_miss = flag(value),
+                IFLA_VXLAN_GBP => facts.gbp = true,
+                IFLA_VXLAN_COLLECT_METADATA => by_packet = flag(value),
+                _ => {}
+            }
+        }
+        if by_packet {
+            facts.vni = None;
+        }
+        facts
+    }
+}
+
+/// Kind and value of each attribute; a cut-off rest ends it.
+fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    NlasIterator::new(bytes).map_while(Result::ok).map(|attribute| {
+        let length = attribute.value_length();
+        let bytes = attribute.into_inner();
+        (netlink_packet_core::NlaBuffer::new(bytes).kind(), &bytes[4..4 + length])
+    })
+}
+
+fn number(value: &[u8]) -> Option<u32> {
+    value.try_into().ok().map(u32::from_ne_bytes)
+}
+
+fn flag(value: &[u8]) -> bool {
+    value.first().is_some_and(|byte| *byte != 0)
+}
+
+fn text(value: &[u8]) -> String {
+    String::from_utf8_lossy(value).trim_end_matches('\0').to_owned()
+}
+
+/// An address of either family by its length; the unspecified one counts as none.
+fn address(value: &[u8]) -> Option<IpAddr> {
+    let address = match value.len() {
+        4 => IpAddr::from(<[u8; 4]>::try_from(value).ok()?),
+        16 => IpAddr::from(<[u8; 16]>::try_from(value).ok()?),
+        _ => return None,
+    };
+    Some(address).filter(|address| !address.is_unspecified())
+}
