@@ -1,1 +1,10 @@
-//! Not written yet.
+//! What Services and endpoints mean as one nftables table, and how that table changes with them.
+//!
+//! Nothing here knows a clock, a file, a socket or a thread.
+#![forbid(unsafe_code)]
+
+pub mod endpoints;
+pub mod ids;
+pub mod object;
+pub mod services;
+pub mod wire;

@@ -1,0 +1,191 @@
+//! Objects as the proxy keeps them: checked, small, and shared between those who hold them.
+
+use std::{fmt, net::IpAddr, sync::Arc};
+
+use netmodel::{NodeName, Subnet};
+
+use crate::{
+    endpoints::Slice,
+    services::Service,
+    wire::{self, BadObject},
+};
+
+/// `namespace/name`, ordered as that text.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectName(Arc<str>);
+
+impl ObjectName {
+    /// The name of an object in a namespace; no namespace means `default`.
+    #[must_use]
+    pub fn new(namespace: &str, name: &str) -> Self {
+        let namespace = if namespace.is_empty() { "default" } else { namespace };
+        Self(format!("{namespace}/{name}").into())
+    }
+
+    /// `namespace/name`
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&wire::Meta> for ObjectName {
+    fn from(meta: &wire::Meta) -> Self {
+        Self::new(&meta.namespace, &meta.name)
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What kind an object is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// `Service`
+    Service,
+    /// `EndpointSlice`
+    EndpointSlice,
+    /// `Endpoints`
+    Endpoints,
+    /// `Node`
+    Node,
+    /// `ServiceCIDR`
+    ServiceCidr,
+}
+
+impl Kind {
+    /// As manifests write it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Endpoints => "Endpoints",
+            Self::Node => "Node",
+            Self::ServiceCidr => "ServiceCIDR",
+        }
+    }
+}
+
+/// What an object is known by: there is one of each key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its name; kinds without namespaces lie in `default` here.
+    pub name: ObjectName,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind.as_str(), self.name)
+    }
+}
+
+/// A checked object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// A Service that this proxy serves.
+    Service(Service),
+    /// An EndpointSlice or Endpoints.
+    Slice(Slice),
+    /// The addresses of a Node at which it can be reached from within the cluster (`InternalIP`).
+    Node(Box<[IpAddr]>),
+    /// The ranges of a ServiceCIDR.
+    ServiceCidr(Box<[Subnet]>),
+}
+
+/// Checks one object. `node` is the node that we run on.
+///
+/// `None` stands for an object that is fine and none of ours: a headless Service, one without cluster IP or of
+/// type ExternalName, one of another proxy, a slice without a Service or of host names.
+///
+/// # Errors
+/// A field that matters can't be used; the object is named.
+pub fn check(object: &wire::Object, node: &NodeName) -> Result<Option<(Key, Object)>, BadObject> {
+    let (kind, meta) = match object {
+        wire::Object::Service(service) => (Kind::Service, &service.metadata),
+        wire::Object::EndpointSlice(slice) => (Kind::EndpointSlice, &slice.metadata),
+        wire::Object::Endpoints(endpoints) => (Kind::Endpoints, &endpoints.metadata),
+        wire::Object::Node(node) => (Kind::Node, &node.metadata),
+        wire::Object::ServiceCidr(range) => (Kind::ServiceCidr, &range.metadata),
+    };
+    let key = Key { kind, name: meta.into() };
+    let checked = match object {
+        wire::Object::Service(service) => Service::check(service).map(|s| s.map(Object::Service)),
+        wire::Object::EndpointSlice(slice) => Slice::check(slice, node).map(|s| s.map(Object::Slice)),
+        wire::Object::Endpoints(endpoints) => {
+            Slice::check_endpoints(endpoints, node).map(|s| Some(Object::Slice(s)))
+        }
+        wire::Object::Node(node) => check_node(node).map(Some),
+        wire::Object::ServiceCidr(range) => check_ranges(range).map(Some),
+    };
+    match checked {
+        Ok(object) => Ok(object.map(|object| (key, object))),
+        Err(why) => Err(BadObject { kind: kind.as_str().to_owned(), name: key.name.to_string(), why }),
+    }
+}
+
+fn check_node(node: &wire::Node) -> Result<Object, String> {
+    let internal = node.status.addresses.iter().filter(|address| address.kind == "InternalIP");
+    internal.map(|address| parse_ip(&address.address)).collect::<Result<_, _>>().map(Object::Node)
+}
+
+fn check_ranges(range: &wire::ServiceCidr) -> Result<Object, String> {
+    let ranges = range.spec.cidrs.iter().map(|text| text.trim().parse().map_err(|error| format!("{error}")));
+    ranges.collect::<Result<_, _>>().map(Object::ServiceCidr)
+}
+
+/// Reads an address. Numbers of an IPv4 address may have leading zeros, as in `172.30.0.041`, which older
+/// clusters still hold; they are decimal all the same.
+///
+/// # Errors
+/// The text is no address; the error says so in one line.
+pub fn parse_ip(text: &str) -> Result<IpAddr, String> {
+    let bad = || format!("{text:?} is not an IP address");
+    let text = text.trim();
+    if text.contains(':') {
+        return text.parse().map_err(|_| bad());
+    }
+    let decimal = |part: &str| {
+        let digits = part.trim_start_matches('0');
+        if part.is_empty() || !part.bytes().all(|b| b.is_ascii_digit()) {
+            return None;
+        }
+        if digits.is_empty() { Some(0) } else { digits.parse::<u8>().ok() }
+    };
+    let octets: Option<Vec<u8>> = text.split('.').map(decimal).collect();
+    let octets: [u8; 4] = octets.ok_or_else(bad)?.try_into().map_err(|_| bad())?;
+    Ok(IpAddr::from(octets))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leading_zeros_of_ipv4_are_decimal() {
+        assert_eq!(parse_ip("172.30.0.041"), Ok("172.30.0.41".parse().unwrap()));
+        assert_eq!(parse_ip("010.000.0.1"), Ok("10.0.0.1".parse().unwrap()));
+        assert_eq!(parse_ip(" fd00::1 "), Ok("fd00::1".parse().unwrap()));
+        for bad in ["", "None", "10.0.0", "10.0.0.256", "10.0.0.0.1", "10..0.1", "+1.2.3.4", "fd00::g"] {
+            assert!(parse_ip(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_ordered_and_shown_as_one_text() {
+        assert_eq!(ObjectName::new("", "web").to_string(), "default/web");
+        let key = Key { kind: Kind::EndpointSlice, name: ObjectName::new("shop", "web-x") };
+        assert_eq!(key.to_string(), "EndpointSlice shop/web-x");
+    }
+}
