@@ -83,7 +83,8 @@ impl Slice {
     /// # Errors
     /// A field that matters can't be used; the text says which and why.
     pub fn check(wire: &wire::EndpointSlice, node: &NodeName) -> Result<Option<Self>, String> {
-        let Some(service) = wire.metadata.labels.get(SERVICE_NAME_LABEL).filter(|name| !name.is_empty()) else {
+        let Some(service) = wire.metadata.labels.get(SERVICE_NAME_LABEL).filter(|name| !name.is_empty())
+        else {
             return Ok(None);
         };
         if wire.address_type == "FQDN" {

@@ -33,7 +33,11 @@ fn chosen(text: &str) -> String {
     let chosen = choose(&slices(text), &port, Family::Ip);
     let usable: Vec<_> =
         chosen.usable.iter().map(|(a, here)| format!("{a}{}", if *here { "*" } else { "" })).collect();
-    format!("{} | {}", usable.join(" "), chosen.serving.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+    format!(
+        "{} | {}",
+        usable.join(" "),
+        chosen.serving.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    )
 }
 
 #[test]

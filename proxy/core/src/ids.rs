@@ -208,8 +208,12 @@ impl Classes {
     /// Lets go of the classes without a front end for [`LINGER`], and names them with their numbers.
     pub fn expire(&mut self, now: Duration) -> Vec<(Class, u32)> {
         let is_over = |held: &Held| held.users == 0 && now.saturating_sub(held.idle_since) >= LINGER;
-        let over: Vec<_> =
-            self.held.iter().filter(|(_, held)| is_over(held)).map(|(class, held)| (*class, held.number)).collect();
+        let over: Vec<_> = self
+            .held
+            .iter()
+            .filter(|(_, held)| is_over(held))
+            .map(|(class, held)| (*class, held.number))
+            .collect();
         for (class, number) in &over {
             self.held.remove(class);
             self.pool.give_back(*number, now);
@@ -279,7 +283,8 @@ mod tests {
 
     #[test]
     fn a_class_is_called_as_its_chain() {
-        let local = Class { view: View::Local, masquerade: Masquerade::Always, affinity: Some(10800), ..class(2) };
+        let local =
+            Class { view: View::Local, masquerade: Masquerade::Always, affinity: Some(10800), ..class(2) };
         assert_eq!([class(2).to_string(), local.to_string()], ["cluster2", "external-local2-10800s"]);
     }
 }

@@ -40,8 +40,11 @@ impl Service {
     /// A field that matters can't be used; the text says which and why.
     pub fn check(wire: &wire::Service) -> Result<Option<Self>, String> {
         let (spec, labels) = (&wire.spec, &wire.metadata.labels);
-        let addresses =
-            if spec.cluster_ips.is_empty() { std::slice::from_ref(&spec.cluster_ip) } else { &spec.cluster_ips };
+        let addresses = if spec.cluster_ips.is_empty() {
+            std::slice::from_ref(&spec.cluster_ip)
+        } else {
+            &spec.cluster_ips
+        };
         let headless = addresses.iter().any(|ip| ip.is_empty() || ip.eq_ignore_ascii_case("none"));
         let foreign = labels.contains_key(PROXY_NAME_LABEL) || labels.contains_key(HEADLESS_LABEL);
         if headless || foreign || spec.kind == "ExternalName" || spec.ports.is_empty() {
@@ -51,7 +54,8 @@ impl Service {
             return Err(format!("{:?} is no type of a Service", spec.kind));
         }
         let cluster_ips = addresses.iter().map(|text| parse_ip(text)).collect::<Result<_, _>>()?;
-        let ports = spec.ports.iter().map(|p| ServicePort::check(p, spec)).collect::<Result<Box<[_]>, _>>()?;
+        let ports =
+            spec.ports.iter().map(|p| ServicePort::check(p, spec)).collect::<Result<Box<[_]>, _>>()?;
         match clash(&ports) {
             Some(why) => Err(why),
             None => Ok(Some(Self { cluster_ips, ports })),
@@ -102,8 +106,9 @@ mod tests {
     }
 
     fn labelled(labels: &str, spec: &str) -> Result<Option<Service>, String> {
-        let text =
-            format!("{{apiVersion: v1, kind: Service, metadata: {{name: s, labels: {labels}}}, spec: {spec}}}");
+        let text = format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: s, labels: {labels}}}, spec: {spec}}}"
+        );
         let manifest = wire::Manifest::read(&text).unwrap();
         let wire::Object::Service(wire) = &manifest.objects[0] else { panic!("no Service") };
         Service::check(wire)
@@ -112,9 +117,14 @@ mod tests {
     #[test]
     fn ports_default_to_tcp_and_node_ports_count_where_the_type_opens_them() {
         let ports = "[{port: 80, nodePort: 30080}, {name: u, port: 80, protocol: udp}]";
-        let node = service(&format!("{{type: NodePort, clusterIP: 172.30.0.041, ports: {ports}}}")).unwrap().unwrap();
+        let node = service(&format!("{{type: NodePort, clusterIP: 172.30.0.041, ports: {ports}}}"))
+            .unwrap()
+            .unwrap();
         assert_eq!(*node.cluster_ips, ["172.30.0.41".parse::<IpAddr>().unwrap()]);
-        assert_eq!((node.ports[0].protocol, node.ports[0].node_port.map(Port::get)), (Protocol::Tcp, Some(30080)));
+        assert_eq!(
+            (node.ports[0].protocol, node.ports[0].node_port.map(Port::get)),
+            (Protocol::Tcp, Some(30080))
+        );
         assert_eq!(node.ports[1].protocol, Protocol::Udp);
         let plain = service(&format!("{{clusterIP: 10.96.0.1, ports: {ports}}}")).unwrap().unwrap();
         assert_eq!(plain.ports[0].node_port, None);
@@ -132,7 +142,9 @@ mod tests {
             assert_eq!(service(spec), Ok(None), "{spec}");
         }
         let spec = "{clusterIP: 10.96.0.9, ports: [{port: 80}]}";
-        for labels in ["{service.kubernetes.io/service-proxy-name: x}", "{service.kubernetes.io/headless: ''}"] {
+        for labels in
+            ["{service.kubernetes.io/service-proxy-name: x}", "{service.kubernetes.io/headless: ''}"]
+        {
             assert_eq!(labelled(labels, spec), Ok(None), "{labels}");
         }
     }
@@ -152,7 +164,10 @@ mod tests {
             ),
             ("{clusterIP: 10.96.0.1, ports: [{port: 1}, {port: 2}]}", "two tcp ports have the name \"\""),
             ("{clusterIP: 10.96.0.1, ports: [{port: 1}, {port: 1, name: b}]}", "two tcp ports are 1"),
-            ("{type: Cluster, clusterIP: 10.96.0.1, ports: [{port: 1}]}", "\"Cluster\" is no type of a Service"),
+            (
+                "{type: Cluster, clusterIP: 10.96.0.1, ports: [{port: 1}]}",
+                "\"Cluster\" is no type of a Service",
+            ),
         ] {
             assert_eq!(service(spec), Err(why.to_owned()), "{spec}");
         }

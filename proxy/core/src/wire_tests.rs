@@ -63,7 +63,8 @@ fn json_is_read_as_kubectl_prints_it() {
 
 #[test]
 fn a_service_of_another_group_is_not_ours() {
-    let text = "{apiVersion: serving.knative.dev/v1, kind: Service, metadata: {name: hello}, spec: {ports: 3}}";
+    let text =
+        "{apiVersion: serving.knative.dev/v1, kind: Service, metadata: {name: hello}, spec: {ports: 3}}";
     assert_eq!(read(text), Manifest::default());
 }
 
