@@ -27,6 +27,13 @@ pub struct Attachment {
 }
 
 impl Chain {
+    /// Takes a conflist; plugins are looked up beside our programs, then where Debian puts its own.
+    #[must_use]
+    pub fn new(list: Value) -> Self {
+        let ours = env::var_os("WEFT_BIN_DIR").map_or_else(|| crate::workspace().join("bin"), PathBuf::from);
+        Self { list, dirs: vec![ours, PathBuf::from("/usr/lib/cni")] }
+    }
+
     /// Reads a conflist; plugins are looked up beside our programs, then where Debian puts its own.
     ///
     /// # Errors

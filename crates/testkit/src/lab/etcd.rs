@@ -39,11 +39,16 @@ impl Etcd {
         (1..=self.size).map(|n| format!("http://192.168.100.{n}:2379")).collect::<Vec<_>>().join(",")
     }
 
-    /// Runs `etcdctl` with its v3 API.
+    /// Runs `etcdctl` with its v3 API against the members that run.
     #[must_use]
     pub fn ctl(&self, underlay: &Space, line: &str) -> Cmd {
-        let cmd = Cmd::new(format!("etcdctl --endpoints={} {line}", self.endpoints()));
-        underlay.wrap(cmd.env("ETCDCTL_API", "3"))
+        let running = (0..self.size).filter(|member| self.members[*member].is_some());
+        let endpoints: Vec<_> =
+            running.map(|member| format!("http://192.168.100.{}:2379", member + 1)).collect();
+        // Long enough for an election.
+        let cmd =
+            Cmd::new(format!("etcdctl --command-timeout=15s --endpoints={} {line}", endpoints.join(",")));
+        underlay.wrap(cmd.env("ETCDCTL_API", "3").limit(Duration::from_secs(20)))
     }
 
     /// Writes one key.

@@ -45,6 +45,8 @@ pub struct Plan {
     pub prefix: String,
     /// Further flags for every flanneld.
     pub flanneld: Vec<String>,
+    /// The conflist; `manifests/10-flannel.conflist` unless given.
+    pub conflist: Option<serde_json::Value>,
     /// The lab outlives this process.
     pub keep: bool,
 }
@@ -59,6 +61,7 @@ impl Default for Plan {
             config: Some(r#"{"Network":"172.16.0.0/16","Backend":{"Type":"vxlan"}}"#.to_owned()),
             prefix: "/atomic.io/network".to_owned(),
             flanneld: vec!["-ip-masq".to_owned()],
+            conflist: None,
             keep: false,
         }
     }
@@ -94,7 +97,10 @@ impl Lab {
             dir.write("keep", "")?;
             dir.keep();
         }
-        let cni = Chain::from_conflist(&crate::workspace().join("manifests/10-flannel.conflist"))?;
+        let cni = match &plan.conflist {
+            Some(list) => Chain::new(list.clone()),
+            None => Chain::from_conflist(&crate::workspace().join("manifests/10-flannel.conflist"))?,
+        };
         let underlay = Space::new("underlay", dir.path(), plan.keep)?;
         underlay.cmd("ip link add br0 type bridge").ok()?;
         for member in 1..=3 {
@@ -240,4 +246,47 @@ fn plug(underlay: &Space, space: &Space, address: Ipv4Addr) -> Result<()> {
     space.cmd(format!("ip address add {address}/24 dev eth0")).ok()?;
     space.cmd("ip link set eth0 up").ok()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::require_or_skip;
+
+    /// The lab by itself, with Debian's plugins in place of ours.
+    fn with_foreign_plugins() -> Plan {
+        let ipam = json!({"type": "host-local", "subnet": "10.77.0.0/24"});
+        let bridge = json!({"type": "bridge", "isDefaultGateway": true, "ipam": ipam});
+        let conflist = Some(json!({"cniVersion": "0.4.0", "name": "lab", "plugins": [bridge]}));
+        Plan { nodes: 2, conflist, ..Plan::default() }
+    }
+
+    #[test]
+    fn pods_of_a_node_reach_each_other_and_leave_nothing() -> Result<()> {
+        let Some(lab) = require_or_skip("lab", Lab::new(with_foreign_plugins())) else { return Ok(()) };
+        let (a, b) = (lab.add_pod(0, "a")?, lab.add_pod(0, "b")?);
+        lab.cni.check(&lab.nodes[0].space, &a.attachment, &a.result)?;
+        a.cmd(format!("ping -c 1 -W 2 {}", b.address)).ok()?;
+        lab.nodes[0].cmd(format!("ping -c 1 -W 2 {}", lab.nodes[1].address)).ok()?;
+        lab.outside.cmd(format!("ping -c 1 -W 2 {}", lab.nodes[1].address)).ok()?;
+        lab.remove_pod(0, &a)?;
+        let ports = lab.nodes[0].cmd("ip -j link show master cni0").json()?;
+        assert_eq!(ports.as_array().map(Vec::len), Some(1), "{ports}");
+        Ok(())
+    }
+
+    #[test]
+    fn etcd_survives_a_member_and_forgets_when_told() -> Result<()> {
+        let plan = Plan { nodes: 0, etcd_members: 3, ..with_foreign_plugins() };
+        let Some(mut lab) = require_or_skip("lab", Lab::new(plan)) else { return Ok(()) };
+        lab.etcd.kill(0);
+        lab.etcd.put(&lab.underlay, "/a/b", "1")?;
+        lab.etcd.revive(&lab.underlay)?;
+        assert_eq!(lab.etcd.list(&lab.underlay, "/a/")?, [("/a/b".to_owned(), "1".to_owned())]);
+        lab.etcd.restart_empty(&lab.underlay)?;
+        assert!(lab.etcd.list(&lab.underlay, "/")?.is_empty());
+        Ok(())
+    }
 }
