@@ -1,1 +1,31 @@
-//! Not written yet.
+//! What the CNI plugin decides: requests read, addresses offered, attachments planned, results and
+//! errors written. Nothing here touches a file, a socket, the environment or a clock.
+//!
+//! The contract is the CNI specification 1.1.0 with what its reference implementation does beyond
+//! it: JSON keys match in any letter case, a configuration without `cniVersion` is one of 0.1.0.
+#![forbid(unsafe_code)]
+
+mod address;
+mod attachment;
+mod bridge;
+mod error;
+mod flannel;
+mod ipam;
+mod json;
+mod plan;
+mod request;
+mod result;
+mod subnet_env;
+mod version;
+
+pub use address::{Range, RangeSet, check_sets};
+pub use attachment::{Attachment, Owner, owner_of};
+pub use bridge::Bridge;
+pub use error::{Code, Error};
+pub use flannel::{delegate_config, delegate_type, foreign_delegate, scratch_dir, status_file, subnet_file};
+pub use ipam::{DEFAULT_DATA_DIR, Ipam, data_dir, parse_resolv_conf};
+pub use plan::{Chosen, HostAddress, Plan, PodRoute};
+pub use request::{Arguments, Environment, Invocation, Network, Verb, about};
+pub use result::{Dns, Interface, IpConfig, Outcome, Route};
+pub use subnet_env::SubnetEnv;
+pub use version::{SpecVersion, version_reply};

@@ -1,0 +1,214 @@
+//! `ipam` of type `host-local`: which addresses, which routes, where the reservations lie.
+
+use std::net::IpAddr;
+
+use crate::{
+    Arguments, Code, Dns, Error, Network, Range, RangeSet, Route, SpecVersion, address::check_sets,
+    json::Keys,
+};
+
+/// Where reservations lie unless the configuration says otherwise.
+pub const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
+
+/// Address management as configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ipam {
+    /// The folder above the network's own.
+    pub data_dir: String,
+    /// A container gets one address of each.
+    pub sets: Vec<RangeSet>,
+    /// Routes for the container.
+    pub routes: Vec<Route>,
+    /// A file in the manner of resolv.conf, for the result.
+    pub resolv_conf: Option<String>,
+    /// Addresses that were asked for; each set takes the first that lies in it.
+    pub requested: Vec<IpAddr>,
+}
+
+/// `ipam` of a configuration; `None` where it has none.
+fn section(network: &Network) -> Result<Option<Keys<'_>>, Error> {
+    let ipam = network.keys().child("ipam")?;
+    match ipam.filled("type")? {
+        None => Ok(None),
+        Some("host-local") => Ok(Some(ipam)),
+        Some(other) => Err(Error::unsupported("ipam.type", &format!("{other:?}"))),
+    }
+}
+
+/// The folder of reservations, read so that DEL works whatever else the configuration says;
+/// `None` where the network has no address management.
+///
+/// # Errors
+/// `ipam.type` is not `host-local`, or the section can't be decoded.
+pub fn data_dir(network: &Network) -> Result<Option<String>, Error> {
+    section(network)?.map(|ipam| folder(&ipam)).transpose()
+}
+
+fn folder(ipam: &Keys<'_>) -> Result<String, Error> {
+    Ok(ipam.filled("dataDir")?.unwrap_or(DEFAULT_DATA_DIR).to_owned())
+}
+
+impl Ipam {
+    /// Reads `ipam`, `runtimeConfig.ipRanges` and the addresses asked for; `None` without `ipam`.
+    ///
+    /// # Errors
+    /// Code 2, 6 or 7.
+    pub fn parse(network: &Network, args: &Arguments) -> Result<Option<Self>, Error> {
+        let Some(ipam) = section(network)? else { return Ok(None) };
+        let sets = sets(network, &ipam)?;
+        check_sets(&sets)?;
+        check_families(&sets, network.version)?;
+        let requested = requested(network, args)?;
+        let stray: Vec<String> = requested
+            .iter()
+            .filter(|ip| !sets.iter().any(|s| s.range_of(**ip).is_some()))
+            .map(IpAddr::to_string)
+            .collect();
+        if !stray.is_empty() {
+            let msg = format!("failed to allocate all requested IPs: {}", stray.join(", "));
+            return Err(Error::new(Code::InvalidConfig, msg));
+        }
+        Ok(Some(Self {
+            data_dir: folder(&ipam)?,
+            sets,
+            routes: Route::list(&ipam, "routes")?,
+            resolv_conf: ipam.filled("resolvConf")?.map(str::to_owned),
+            requested,
+        }))
+    }
+}
+
+/// The sets in the reference's order: the runtime's, the old-style one, the configured ones.
+fn sets(network: &Network, ipam: &Keys<'_>) -> Result<Vec<RangeSet>, Error> {
+    let mut sets = Vec::new();
+    let runtime = network.keys().child("runtimeConfig")?;
+    read_sets(&runtime, "ipRanges", &mut sets)?;
+    if ipam.filled("subnet")?.is_some() {
+        sets.push(RangeSet(vec![Range::parse(ipam)?]));
+    }
+    read_sets(ipam, "ranges", &mut sets)?;
+    if sets.is_empty() {
+        return Err(Error::new(Code::InvalidConfig, "no IP ranges specified"));
+    }
+    Ok(sets)
+}
+
+fn read_sets(keys: &Keys<'_>, key: &str, sets: &mut Vec<RangeSet>) -> Result<(), Error> {
+    let place = keys.place(key);
+    for value in keys.list(key)? {
+        let list = value.as_array().ok_or_else(|| crate::json::wrong(&place, "a list of lists", value))?;
+        sets.push(RangeSet::parse(&place, list)?);
+    }
+    Ok(())
+}
+
+/// Results before 0.3.0 hold one address of each family.
+fn check_families(sets: &[RangeSet], version: SpecVersion) -> Result<(), Error> {
+    let four = sets.iter().filter(|s| s.is_ipv4()).count();
+    if version >= SpecVersion::V0_3_0 || (four <= 1 && sets.len() - four <= 1) {
+        return Ok(());
+    }
+    let msg = format!("CNI version {} does not support more than 1 address per family", version.as_str());
+    Err(Error::new(Code::InvalidConfig, msg))
+}
+
+/// Addresses from CNI_ARGS, `args.cni.ips` and `runtimeConfig.ips`, with or without a length.
+fn requested(network: &Network, args: &Arguments) -> Result<Vec<IpAddr>, Error> {
+    let root = network.keys();
+    let mut texts: Vec<&str> = args.ip.iter().flat_map(|list| list.split(',')).collect();
+    texts.extend(root.child("args")?.child("cni")?.texts("ips")?);
+    texts.extend(root.child("runtimeConfig")?.texts("ips")?);
+    let mut found: Vec<IpAddr> = Vec::new();
+    for text in texts.into_iter().map(str::trim).filter(|t| !t.is_empty()) {
+        let address = text.split_once('/').map_or(text, |(address, _)| address);
+        let ip = address
+            .parse()
+            .map_err(|_| Error::new(Code::InvalidConfig, format!("invalid requested IP {text:?}")))?;
+        if !found.contains(&ip) {
+            found.push(ip);
+        }
+    }
+    Ok(found)
+}
+
+/// Reads text in the manner of resolv.conf(5).
+#[must_use]
+pub fn parse_resolv_conf(text: &str) -> Dns {
+    let mut dns = Dns::default();
+    for line in text.lines().filter(|l| !l.starts_with(['#', ';'])) {
+        let mut words = line.split_whitespace().map(str::to_owned);
+        match words.next().as_deref() {
+            Some("nameserver") => dns.nameservers.extend(words.next()),
+            Some("domain") => dns.domain = words.next().unwrap_or_default(),
+            Some("search") => dns.search.extend(words),
+            Some("options") => dns.options.extend(words),
+            _ => {}
+        }
+    }
+    dns
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn parse(mut document: Value, args: &str) -> Result<Option<Ipam>, (Code, String)> {
+        for (key, value) in [("name", "n"), ("type", "bridge"), ("cniVersion", "1.0.0")] {
+            document.as_object_mut().unwrap().entry(key).or_insert(value.into());
+        }
+        let network = Network::parse(document.to_string().as_bytes()).unwrap();
+        Ipam::parse(&network, &Arguments::parse(args).unwrap()).map_err(|e| (e.code, e.msg))
+    }
+
+    #[test]
+    fn old_and_new_style_and_the_runtimes_ranges_add_up() {
+        let ipam = parse(
+            json!({
+                "ipam": {"type": "host-local", "subnet": "10.1.0.0/24", "RANGES": [[{"Subnet": "10.2.0.0/24"}]],
+                         "routes": [{"dst": "0.0.0.0/0"}]},
+                "runtimeConfig": {"ipRanges": [[{"subnet": "fd00::/64"}]], "ips": ["10.2.0.9/24"]},
+                "args": {"cni": {"ips": ["10.1.0.8"]}},
+            }),
+            "IP=fd00::7",
+        )
+        .unwrap()
+        .unwrap();
+        let sets: Vec<String> = ipam.sets.iter().map(|s| s.0[0].subnet.to_string()).collect();
+        assert_eq!(sets, ["fd00::/64", "10.1.0.0/24", "10.2.0.0/24"]);
+        let requested: Vec<String> = ipam.requested.iter().map(IpAddr::to_string).collect();
+        assert_eq!(requested, ["fd00::7", "10.1.0.8", "10.2.0.9"]);
+        assert_eq!(ipam.data_dir, DEFAULT_DATA_DIR);
+    }
+
+    #[test]
+    fn absent_is_no_address_and_foreign_types_are_named() {
+        assert_eq!(parse(json!({}), ""), Ok(None));
+        assert_eq!(parse(json!({"ipam": {}}), ""), Ok(None));
+        let foreign = parse(json!({"ipam": {"type": "dhcp"}}), "").unwrap_err();
+        assert_eq!(
+            foreign,
+            (Code::UnsupportedField, "unsupported value for key \"ipam.type\": \"dhcp\"".into())
+        );
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let ipam = |ipam: Value| parse(json!({"ipam": ipam}), "").unwrap_err().1;
+        assert_eq!(ipam(json!({"type": "host-local"})), "no IP ranges specified");
+        let range = json!({"type": "host-local", "subnet": "10.1.0.0/24"});
+        let stray = parse(json!({"ipam": range}), "IP=10.9.9.9").unwrap_err().1;
+        assert_eq!(stray, "failed to allocate all requested IPs: 10.9.9.9");
+        let twice = json!({"cniVersion": "0.2.0",
+            "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.1.0.0/24"}], [{"subnet": "10.2.0.0/24"}]]}});
+        assert!(parse(twice, "").unwrap_err().1.contains("more than 1 address per family"));
+    }
+
+    #[test]
+    fn resolv_conf_is_read() {
+        let dns = parse_resolv_conf("# c\nnameserver 1.1.1.1\nsearch a b\noptions ndots:5\ndomain d\n");
+        assert_eq!((dns.nameservers, dns.search), (vec!["1.1.1.1".into()], vec!["a".into(), "b".into()]));
+        assert_eq!((dns.options, dns.domain.as_str()), (vec!["ndots:5".into()], "d"));
+    }
+}

@@ -1,0 +1,219 @@
+//! What an attachment consists of.
+
+use std::net::IpAddr;
+
+use netmodel::Mac;
+
+use crate::{
+    Attachment, Bridge, Route,
+    address::{default_route, usual_gateway},
+    attachment::mix,
+};
+
+/// An address that was reserved for the container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chosen {
+    /// The address.
+    pub address: IpAddr,
+    /// The subnet's prefix length.
+    pub prefix: u8,
+    /// The range's gateway.
+    pub gateway: Option<IpAddr>,
+}
+
+/// An address with its prefix length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// Its prefix length.
+    pub prefix: u8,
+}
+
+/// A route as it is set in the container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodRoute {
+    /// Where to, and the options.
+    pub route: Route,
+    /// Through which gateway; `None` for a neighbour on the link.
+    pub via: Option<IpAddr>,
+}
+
+/// Everything that ADD makes beyond links.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The container's addresses, with gateways as the result reports them.
+    pub addresses: Vec<Chosen>,
+    /// The container's routes.
+    pub routes: Vec<PodRoute>,
+    /// The routes as the result reports them.
+    pub reported: Vec<Route>,
+    /// Addresses of the bridge.
+    pub gateways: Vec<HostAddress>,
+    /// The container end's Ethernet address.
+    pub mac: Mac,
+    /// The Ethernet address of a bridge that has to be made.
+    pub bridge_mac: Mac,
+}
+
+impl Plan {
+    /// The attachment of `who` to `bridge` with the addresses `chosen`.
+    #[must_use]
+    pub fn new(bridge: &Bridge, who: &Attachment, chosen: &[Chosen]) -> Self {
+        let addresses: Vec<Chosen> = chosen
+            .iter()
+            .map(|c| Chosen {
+                gateway: c
+                    .gateway
+                    .or_else(|| bridge.is_gateway.then(|| usual_gateway(c.address, c.prefix)).flatten()),
+                ..*c
+            })
+            .collect();
+        let mut reported = bridge.ipam.as_ref().map(|ipam| ipam.routes.clone()).unwrap_or_default();
+        if bridge.is_default_gateway {
+            for ipv4 in [true, false] {
+                let found = |r: &Route| r.dst.prefix() == 0 && r.dst.is_ipv4() == ipv4 && r.gw.is_some();
+                if !reported.iter().any(found) {
+                    reported.extend(gateway_of(&addresses, ipv4).and_then(|gw| default_route(ipv4, gw)));
+                }
+            }
+        }
+        let mut gateways: Vec<HostAddress> = Vec::new();
+        for address in addresses.iter().filter(|_| bridge.is_gateway) {
+            let gateway = address.gateway.map(|gw| HostAddress { address: gw, prefix: address.prefix });
+            gateways.extend(gateway.filter(|gw| !gateways.contains(gw)));
+        }
+        Self {
+            mac: bridge.mac.unwrap_or_else(|| mac_for(addresses.first(), who)),
+            bridge_mac: bridge_mac(bridge, gateways.first()),
+            routes: pod_routes(&reported, &addresses),
+            addresses,
+            reported,
+            gateways,
+        }
+    }
+}
+
+/// The gateway of the first address of a family.
+fn gateway_of(addresses: &[Chosen], ipv4: bool) -> Option<IpAddr> {
+    addresses.iter().filter(|c| c.address.is_ipv4() == ipv4).find_map(|c| c.gateway)
+}
+
+/// The routes to set: through the family's gateway where none is named, each destination once per
+/// gateway and table, none where the container has no address of the family.
+fn pod_routes(reported: &[Route], addresses: &[Chosen]) -> Vec<PodRoute> {
+    let mut routes: Vec<PodRoute> = Vec::with_capacity(reported.len());
+    for route in reported {
+        let ipv4 = route.dst.is_ipv4();
+        if !addresses.iter().any(|c| c.address.is_ipv4() == ipv4) {
+            continue;
+        }
+        let planned = PodRoute { route: *route, via: route.gw.or_else(|| gateway_of(addresses, ipv4)) };
+        let same = |r: &PodRoute| {
+            let key = |r: &PodRoute| (r.route.dst, r.via, r.route.table, r.route.priority);
+            key(r) == key(&planned)
+        };
+        if !routes.iter().any(same) {
+            routes.push(planned);
+        }
+    }
+    routes
+}
+
+/// `0a:58` and the IPv4 address, or a hash of the IPv6 one: a container that gets an address again
+/// has the Ethernet address that neighbours may still remember.
+fn mac_for(first: Option<&Chosen>, who: &Attachment) -> Mac {
+    first.map_or_else(|| who.pod_mac(), |chosen| mac_of(chosen.address))
+}
+
+fn mac_of(address: IpAddr) -> Mac {
+    let [a, b, c, d] = match address {
+        IpAddr::V4(v4) => v4.octets(),
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = mix(v6.octets()).to_be_bytes();
+            [a, b, c, d]
+        }
+    };
+    Mac([0x0a, 0x58, a, b, c, d])
+}
+
+/// A bridge made again for the same gateway has the same address, so that containers go on.
+fn bridge_mac(bridge: &Bridge, gateway: Option<&HostAddress>) -> Mac {
+    gateway.map_or_else(
+        || {
+            let [a, b, c, d, e, f, ..] = mix(bridge.bridge.as_str().bytes()).to_be_bytes();
+            Mac::locally_administered([a, b, c, d, e, f])
+        },
+        |gateway| mac_of(gateway.address),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Arguments, Network};
+
+    fn plan(tail: &str, chosen: &[(&str, u8, &str)]) -> Plan {
+        let text = format!(r#"{{"cniVersion":"1.0.0","name":"n","type":"bridge"{tail}}}"#);
+        let network = Network::parse(text.as_bytes()).unwrap();
+        let bridge = Bridge::parse(&network, &Arguments::default()).unwrap();
+        let who = Attachment { network: "n".into(), container: "c".into(), ifname: "eth0".parse().unwrap() };
+        let chosen: Vec<Chosen> = chosen
+            .iter()
+            .map(|(a, prefix, gw)| Chosen {
+                address: a.parse().unwrap(),
+                prefix: *prefix,
+                gateway: gw.parse().ok(),
+            })
+            .collect();
+        Plan::new(&bridge, &who, &chosen)
+    }
+
+    fn routes(plan: &Plan) -> Vec<String> {
+        let text = |r: &PodRoute| match r.via {
+            Some(via) => format!("{} via {via}", r.route.dst),
+            None => r.route.dst.to_string(),
+        };
+        plan.routes.iter().map(text).collect()
+    }
+
+    const RANGES: &str = r#","ipam":{"type":"host-local","ranges":[[{"subnet":"10.1.0.0/24"}],[{"subnet":"fd00::/64"}]],
+        "routes":[{"dst":"10.0.0.0/8"},{"dst":"10.0.0.0/8"},{"dst":"192.0.2.0/24","gw":"10.1.0.9"}]}"#;
+
+    #[test]
+    fn a_default_gateway_gives_one_default_route_per_family() {
+        let both = [("10.1.0.5", 24, "10.1.0.1"), ("fd00::5", 64, "fd00::1")];
+        let plan = plan(&format!(r#","isDefaultGateway":true{RANGES}"#), &both);
+        assert_eq!(
+            routes(&plan),
+            [
+                "10.0.0.0/8 via 10.1.0.1",
+                "192.0.2.0/24 via 10.1.0.9",
+                "0.0.0.0/0 via 10.1.0.1",
+                "::/0 via fd00::1"
+            ]
+        );
+        assert_eq!(plan.gateways.len(), 2);
+        assert_eq!(plan.mac.to_string(), "0a:58:0a:01:00:05");
+        assert_eq!(plan.bridge_mac.to_string(), "0a:58:0a:01:00:01");
+    }
+
+    #[test]
+    fn without_a_gateway_the_bridge_has_no_address() {
+        let plan = plan(RANGES, &[("10.1.0.5", 24, "10.1.0.1")]);
+        assert!(plan.gateways.is_empty());
+        assert_eq!(routes(&plan)[0], "10.0.0.0/8 via 10.1.0.1");
+    }
+
+    #[test]
+    fn a_missing_gateway_is_the_first_address() {
+        let plan = plan(r#","isGateway":true"#, &[("10.1.0.5", 24, "")]);
+        assert_eq!(plan.addresses[0].gateway, "10.1.0.1".parse().ok());
+    }
+
+    #[test]
+    fn no_addresses_is_a_plain_cable() {
+        let plan = plan("", &[]);
+        assert!(plan.routes.is_empty() && plan.gateways.is_empty() && !plan.mac.is_multicast());
+    }
+}
