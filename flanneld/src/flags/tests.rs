@@ -124,7 +124,7 @@ fn commands_sources_and_the_version() {
     assert_eq!(good(&["status", "--json"], &[]).command, Command::Status { json: true });
     assert_eq!(good(&["cleanup"], &[]).command, Command::Cleanup);
     let settings = good(&["plan", "--from", "file:leases.json"], &[]);
-    assert!(matches!(settings.origin, Origin::File(path) if path == PathBuf::from("leases.json")));
+    assert!(matches!(settings.origin, Origin::File(path) if path.ends_with("leases.json")));
     assert!(matches!(ask(&["-version"], &[]), Outcome::Version(line) if line.starts_with("flanneld 0.")));
     assert!(matches!(ask(&["-help"], &[]), Outcome::Help(_)));
 }
