@@ -4,10 +4,20 @@
 //! No clock, file, socket, environment variable or thread: time, randomness and facts are arguments.
 #![forbid(unsafe_code)]
 
+pub mod backend;
 pub mod config;
+pub mod desired;
+pub mod diff;
+#[cfg(any(test, feature = "fake"))]
+pub mod fake;
 pub mod host;
 mod json;
+pub mod kernel;
+#[cfg(test)]
+mod laws;
 pub mod lease;
+pub mod op;
+pub mod overlay;
 #[cfg(test)]
 mod test;
 pub mod wire;

@@ -1,0 +1,3 @@
+//! How packets reach other nodes: VXLAN, so far.
+
+pub mod vxlan;

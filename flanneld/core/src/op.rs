@@ -1,0 +1,89 @@
+//! Operations on the kernel.
+
+use std::{fmt, net::Ipv4Addr};
+
+use netmodel::{IfName, Mac, ROUTE_PROTOCOL};
+
+use crate::overlay::{Device, Hop, Remote, RouteKey};
+
+/// One operation. The order of declaration is the order of application: what is pointed at comes before
+/// what points at it, and the other way round when it goes. So a packet never takes a way that leads
+/// nowhere.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Op {
+    /// Writes a kernel setting.
+    SetSysctl(String, String),
+    /// Removes the device, and with it everything on it.
+    DelDevice(IfName),
+    /// Creates the device, down.
+    AddDevice(IfName, Device),
+    /// Changes local address and learning of the device in place.
+    ChangeDevice(IfName, Device),
+    /// Changes the Ethernet address. The kernel forgets the device's neighbours.
+    SetMac(IfName, Mac),
+    /// Changes the MTU.
+    SetMtu(IfName, netmodel::Mtu),
+    /// Takes the device up.
+    SetUp(IfName),
+    /// Adds an address to the device.
+    AddAddress(IfName, Ipv4Addr, u8),
+    /// Adds a forwarding entry, or replaces the node of that Ethernet address.
+    SetFdb(IfName, Mac, Ipv4Addr),
+    /// Adds a permanent neighbour, or replaces its Ethernet address.
+    SetNeighbour(IfName, Ipv4Addr, Mac),
+    /// Adds a route, or replaces the one of that destination and metric.
+    SetRoute(IfName, RouteKey, Hop),
+    /// Removes a route.
+    DelRoute(IfName, RouteKey, Hop),
+    /// Removes a neighbour.
+    DelNeighbour(IfName, Ipv4Addr),
+    /// Removes a forwarding entry.
+    DelFdb(IfName, Mac, Remote),
+    /// Removes an address from the device.
+    DelAddress(IfName, Ipv4Addr, u8),
+}
+
+impl fmt::Display for Op {
+    /// As the command of `sysctl`, `ip` or `bridge` that would do it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SetSysctl(path, value) => write!(f, "sysctl -w {}={value}", path.replace('/', ".")),
+            Self::DelDevice(dev) => write!(f, "ip link del {dev}"),
+            Self::AddDevice(dev, device) => write!(f, "ip link add {dev} {device}"),
+            Self::ChangeDevice(dev, device) => {
+                let learning = if device.learning { "learning" } else { "nolearning" };
+                write!(f, "ip link set {dev} type vxlan local {} {learning}", device.local)
+            }
+            Self::SetMac(dev, mac) => write!(f, "ip link set {dev} address {mac}"),
+            Self::SetMtu(dev, mtu) => write!(f, "ip link set {dev} mtu {mtu}"),
+            Self::SetUp(dev) => write!(f, "ip link set {dev} up"),
+            Self::AddAddress(dev, address, length) => write!(f, "ip addr add {address}/{length} dev {dev}"),
+            Self::DelAddress(dev, address, length) => write!(f, "ip addr del {address}/{length} dev {dev}"),
+            Self::SetFdb(dev, mac, node) => {
+                write!(f, "bridge fdb replace {mac} dev {dev} dst {node} self permanent")
+            }
+            Self::DelFdb(dev, mac, remote) => {
+                write!(f, "bridge fdb del {mac} dev {dev} dst {}", remote.address)
+            }
+            Self::SetNeighbour(dev, address, mac) => {
+                write!(f, "ip neigh replace {address} lladdr {mac} dev {dev} nud permanent")
+            }
+            Self::DelNeighbour(dev, address) => write!(f, "ip neigh del {address} dev {dev}"),
+            Self::SetRoute(dev, key, hop) => {
+                write!(f, "ip route replace {}", route(dev, *key, *hop))?;
+                write!(f, " proto {ROUTE_PROTOCOL}")
+            }
+            Self::DelRoute(dev, key, hop) => write!(f, "ip route del {}", route(dev, *key, *hop)),
+        }
+    }
+}
+
+/// A route as `ip route` writes it, without its protocol.
+fn route(dev: &IfName, key: RouteKey, hop: Hop) -> String {
+    let RouteKey { subnet, metric } = key;
+    match hop {
+        Hop::Tunnel(gateway) => format!("{subnet} via {gateway} dev {dev} metric {metric} onlink"),
+        Hop::Blackhole => format!("blackhole {subnet} metric {metric}"),
+        Hop::Foreign => format!("{subnet} dev {dev} metric {metric}"),
+    }
+}
