@@ -8,6 +8,7 @@
 mod address;
 mod attachment;
 mod bridge;
+mod check;
 mod error;
 mod flannel;
 mod ipam;
@@ -21,6 +22,7 @@ mod version;
 pub use address::{Range, RangeSet, check_sets};
 pub use attachment::{Attachment, Owner, owner_of};
 pub use bridge::Bridge;
+pub use check::{Seen, SeenLink, check};
 pub use error::{Code, Error};
 pub use flannel::{delegate_config, delegate_type, foreign_delegate, scratch_dir, status_file, subnet_file};
 pub use ipam::{DEFAULT_DATA_DIR, Ipam, data_dir, parse_resolv_conf};
