@@ -154,7 +154,7 @@ ip route replace 10.5.34.0/24 via 10.5.34.0 dev flannel.1 metric 35 onlink proto
 }
 
 /// One lease beside a good one: it is skipped with that reason, and the good one is used.
-fn check_skipped(bad: RawLease, me: &NodeFacts, reason: &str) {
+fn check_skipped(bad: &RawLease, me: &NodeFacts, reason: &str) {
     let good = lease("10.5.34.0-24", "192.0.2.2", 2);
     let (overlay, skipped) = want(&[bad.clone(), good], me);
     assert_eq!(overlay.routes.len(), 1, "{reason}");
@@ -178,51 +178,55 @@ fn each_bad_lease_is_skipped_by_name_and_harms_no_other() {
     let me = facts();
     let key = |key: &str| lease(key, "192.0.2.7", 7);
     check_skipped(
-        key("nonsense"),
+        &key("nonsense"),
         &me,
         "the key \"nonsense\" is not a lease: it must be an IPv4 subnet such as \"10.5.34.0-24\"",
     );
-    check_skipped(key("0.0.0.0-0"), &me, "it lies outside the network 10.5.0.0/16");
-    check_skipped(key("10.6.0.0-24"), &me, "it lies outside the network 10.5.0.0/16");
-    check_skipped(key("10.5.0.0-16"), &me, "it overlaps this node's own subnet 10.5.1.0/24");
-    check_skipped(key("10.5.1.128-25"), &me, "it overlaps this node's own subnet 10.5.1.0/24");
-    check_skipped(key("10.5.34.128-25"), &me, "it overlaps the older lease 10.5.34.0/24");
-    check_skipped(key("10.5.32.0-22"), &me, "it overlaps the older lease 10.5.34.0/24");
+    check_skipped(&key("0.0.0.0-0"), &me, "it lies outside the network 10.5.0.0/16");
+    check_skipped(&key("10.6.0.0-24"), &me, "it lies outside the network 10.5.0.0/16");
+    check_skipped(&key("10.5.0.0-16"), &me, "it overlaps this node's own subnet 10.5.1.0/24");
+    check_skipped(&key("10.5.1.128-25"), &me, "it overlaps this node's own subnet 10.5.1.0/24");
+    check_skipped(&key("10.5.34.128-25"), &me, "it overlaps the older lease 10.5.34.0/24");
+    check_skipped(&key("10.5.32.0-22"), &me, "it overlaps the older lease 10.5.34.0/24");
     let ip = |ip: &str| lease("10.5.7.0-24", ip, 7);
-    check_skipped(ip("0.0.0.0"), &me, "its PublicIP 0.0.0.0 is zero");
-    check_skipped(ip("127.0.0.1"), &me, "its PublicIP 127.0.0.1 is a loopback address");
-    check_skipped(ip("239.1.1.1"), &me, "its PublicIP 239.1.1.1 is a multicast address");
-    check_skipped(ip("255.255.255.255"), &me, "its PublicIP 255.255.255.255 is the broadcast address");
-    check_skipped(ip("192.0.2.1"), &me, "its PublicIP 192.0.2.1 is this node's own");
-    check_skipped(ip("10.5.7.9"), &me, "its PublicIP 10.5.7.9 is in its own subnet");
-    check_skipped(with_mac("00:00:00:00:00:00"), &me, "its VtepMAC 00:00:00:00:00:00 is zero");
-    check_skipped(with_mac("01:00:5e:00:00:01"), &me, "its VtepMAC 01:00:5e:00:00:01 is a multicast address");
+    check_skipped(&ip("0.0.0.0"), &me, "its PublicIP 0.0.0.0 is zero");
+    check_skipped(&ip("127.0.0.1"), &me, "its PublicIP 127.0.0.1 is a loopback address");
+    check_skipped(&ip("239.1.1.1"), &me, "its PublicIP 239.1.1.1 is a multicast address");
+    check_skipped(&ip("255.255.255.255"), &me, "its PublicIP 255.255.255.255 is the broadcast address");
+    check_skipped(&ip("192.0.2.1"), &me, "its PublicIP 192.0.2.1 is this node's own");
+    check_skipped(&ip("10.5.7.9"), &me, "its PublicIP 10.5.7.9 is in its own subnet");
+    check_skipped(&with_mac("00:00:00:00:00:00"), &me, "its VtepMAC 00:00:00:00:00:00 is zero");
     check_skipped(
-        with_mac("02:00:00:00:00:01"),
+        &with_mac("01:00:5e:00:00:01"),
+        &me,
+        "its VtepMAC 01:00:5e:00:00:01 is a multicast address",
+    );
+    check_skipped(
+        &with_mac("02:00:00:00:00:01"),
         &me,
         "its VtepMAC 02:00:00:00:00:01 is also that of this node",
     );
     check_skipped(
-        with_mac("02:00:00:00:00:02"),
+        &with_mac("02:00:00:00:00:02"),
         &me,
         "its VtepMAC 02:00:00:00:00:02 is also that of the older lease 10.5.34.0/24",
     );
     let syntax = "its VtepMAC: \"x\" is not an Ethernet address: it must be six pairs of hex digits such as \"c6:d2:32:6f:8f:44\"";
-    check_skipped(with_mac("x"), &me, syntax);
+    check_skipped(&with_mac("x"), &me, syntax);
     let no_mac = with_value(r#"{"PublicIP":"192.0.2.7","BackendType":"vxlan"}"#);
-    check_skipped(no_mac, &me, "it has no VtepMAC");
+    check_skipped(&no_mac, &me, "it has no VtepMAC");
     check_skipped(
-        with_value("{not json"),
+        &with_value("{not json"),
         &me,
         "the value is not a lease: it is not JSON: key must be a string at line 1 column 2",
     );
-    check_skipped(with_value("null"), &me, "the value is not a lease: it is not a JSON object, but null");
+    check_skipped(&with_value("null"), &me, "the value is not a lease: it is not a JSON object, but null");
     let udp = with_value(r#"{"PublicIP":"192.0.2.7"}"#);
-    check_skipped(udp, &me, "its BackendType is \"\", not \"vxlan\"");
+    check_skipped(&udp, &me, "its BackendType is \"\", not \"vxlan\"");
     let other_vni = wire::vxlan_value("192.0.2.7".parse().unwrap(), 2_u64.try_into().unwrap(), Mac([2; 6]));
-    check_skipped(with_value(&other_vni), &me, "its VNI is 2, not 1");
+    check_skipped(&with_value(&other_vni), &me, "its VNI is 2, not 1");
     let host = NodeFacts { host: host_address("10.5.7.11/24", "eth1", DeviceKind::Other), ..facts() };
-    check_skipped(key("10.5.7.0-24"), &host, "it overlaps address 10.5.7.11/24 of eth1 of this host");
+    check_skipped(&key("10.5.7.0-24"), &host, "it overlaps address 10.5.7.11/24 of eth1 of this host");
 }
 
 #[test]

@@ -16,6 +16,7 @@ pub mod kernel;
 #[cfg(test)]
 mod laws;
 pub mod lease;
+pub mod masquerade;
 pub mod op;
 pub mod overlay;
 #[cfg(test)]
