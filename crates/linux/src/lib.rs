@@ -5,10 +5,16 @@
 //! thread owns the sockets. Nothing here decides anything; callers say what they want and get the kernel's
 //! answer with the name of the object it was about.
 
+pub mod address;
+mod attribute;
 mod error;
+pub mod fdb;
 pub mod link;
+pub mod neighbour;
 pub mod netlink;
 pub mod netns;
+pub mod route;
 mod sys;
+pub mod sysctl;
 
 pub use error::{Cause, Error, Retry};

@@ -1,15 +1,14 @@
 //! What the kernel tells about an interface.
-//!
-//! Read attribute by attribute, not with the message types: those decode everything that a kernel may say
-//! of any kind of device, and one attribute they don't know the shape of would hide the whole interface.
 
 use std::net::IpAddr;
 
-use netlink_packet_core::NlasIterator;
 use netlink_packet_route::link::{LinkFlags, LinkHeader};
 use netmodel::{IfName, Mac, Vni};
 
-use crate::Cause;
+use crate::{
+    Cause,
+    attribute::{address, attributes, flag, garbled, number, text},
+};
 
 /// One interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,7 +131,7 @@ const HEADER: usize = 16;
 
 /// Reads `RTM_NEWLINK` or `RTM_DELLINK`. `None`: its name is no text, so it can be nobody's we know.
 pub(super) fn link(payload: &[u8]) -> Result<Option<Link>, Cause> {
-    let header = LinkHeader::parse(payload).map_err(|error| Cause::Garbled(error.to_string()))?;
+    let header = LinkHeader::parse(payload).map_err(|error| garbled(&error))?;
     let (mut name, mut linked, mut namespace) = (None, None, None);
     let mut info = Info::default();
     let mut link = Link {
@@ -151,7 +150,7 @@ pub(super) fn link(payload: &[u8]) -> Result<Option<Link>, Cause> {
         peer: None,
         kind: Kind::Other(String::new()),
     };
-    for (kind, value) in attributes(payload.get(HEADER..).unwrap_or_default()) {
+    for (kind, value) in attributes(payload, HEADER) {
         match kind {
             IFLA_ADDRESS => link.mac = value.try_into().ok().map(Mac),
             IFLA_IFNAME => name = text(value).parse::<IfName>().ok(),
@@ -189,7 +188,7 @@ impl Info {
     fn read(value: &[u8]) -> Self {
         let (mut kind, mut data, mut port_kind, mut port_data) =
             (String::new(), &[][..], String::new(), &[][..]);
-        for (attribute, value) in attributes(value) {
+        for (attribute, value) in attributes(value, 0) {
             match attribute {
                 IFLA_INFO_KIND => kind = text(value),
                 IFLA_INFO_DATA => data = value,
@@ -211,7 +210,7 @@ impl Info {
 impl BridgePort {
     fn read(data: &[u8]) -> Self {
         let mut port = Self::default();
-        for (attribute, value) in attributes(data) {
+        for (attribute, value) in attributes(data, 0) {
             match attribute {
                 IFLA_BRPORT_MODE => port.hairpin = flag(value),
                 IFLA_BRPORT_ISOLATED => port.isolated = flag(value),
@@ -226,12 +225,12 @@ impl VxlanFacts {
     fn read(data: &[u8]) -> Self {
         let mut facts = Self::default();
         let mut by_packet = false;
-        for (attribute, value) in attributes(data) {
+        for (attribute, value) in attributes(data, 0) {
             match attribute {
                 IFLA_VXLAN_ID => facts.vni = number(value).and_then(|id| Vni::try_from(u64::from(id)).ok()),
                 IFLA_VXLAN_PORT => facts.port = value.try_into().map_or(0, u16::from_be_bytes),
-                IFLA_VXLAN_LOCAL | IFLA_VXLAN_LOCAL6 => facts.local = address(value),
-                IFLA_VXLAN_GROUP | IFLA_VXLAN_GROUP6 => facts.group = address(value),
+                IFLA_VXLAN_LOCAL | IFLA_VXLAN_LOCAL6 => facts.local = set_address(value),
+                IFLA_VXLAN_GROUP | IFLA_VXLAN_GROUP6 => facts.group = set_address(value),
                 IFLA_VXLAN_LINK => facts.underlay = number(value).filter(|index| *index != 0),
                 IFLA_VXLAN_LEARNING => facts.learning = flag(value),
                 IFLA_VXLAN_L2MISS => facts.l2_miss = flag(value),
@@ -248,33 +247,7 @@ impl VxlanFacts {
     }
 }
 
-/// Kind and value of each attribute; a cut-off rest ends it.
-fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    NlasIterator::new(bytes).map_while(Result::ok).map(|attribute| {
-        let length = attribute.value_length();
-        let bytes = attribute.into_inner();
-        (netlink_packet_core::NlaBuffer::new(bytes).kind(), &bytes[4..4 + length])
-    })
-}
-
-fn number(value: &[u8]) -> Option<u32> {
-    value.try_into().ok().map(u32::from_ne_bytes)
-}
-
-fn flag(value: &[u8]) -> bool {
-    value.first().is_some_and(|byte| *byte != 0)
-}
-
-fn text(value: &[u8]) -> String {
-    String::from_utf8_lossy(value).trim_end_matches('\0').to_owned()
-}
-
-/// An address of either family by its length; the unspecified one counts as none.
-fn address(value: &[u8]) -> Option<IpAddr> {
-    let address = match value.len() {
-        4 => IpAddr::from(<[u8; 4]>::try_from(value).ok()?),
-        16 => IpAddr::from(<[u8; 16]>::try_from(value).ok()?),
-        _ => return None,
-    };
-    Some(address).filter(|address| !address.is_unspecified())
+/// An address of either family; the unspecified one counts as none.
+fn set_address(value: &[u8]) -> Option<IpAddr> {
+    address(value).filter(|address| !address.is_unspecified())
 }
