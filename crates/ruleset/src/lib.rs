@@ -39,14 +39,36 @@
 //! assert!(table.to_string().contains("elements = { 10.254.0.10 . udp . 53 comment \"default/dns\" : 0:2002 }"));
 //! ```
 //!
-//! `Display` of a table is text that `nft -f` reads. Nothing here does I/O; `linux::nft` carries it out.
+//! `Display` of a table is text that `nft -f` reads. Nothing here does I/O; `linux::nft` carries it out:
+//!
+//! ```text
+//! Table (wanted) --lower--> code --+
+//!                                  +-- diff --> Transaction --commit--> kernel
+//! Observed  <-----dump-------------+                 |
+//!     ^----------------apply (what was acknowledged)-+
+//! ```
+//!
+//! A small change to a large table needs no `diff`: build its [`Transaction`] by hand, commit it, and
+//! [`apply`] it to the [`Observed`] that is kept.
 #![forbid(unsafe_code)]
 
+mod check;
+pub mod code;
+mod diff;
 mod expr;
+mod lower;
+mod observed;
 mod statement;
 mod table;
 mod text;
+mod transaction;
+pub mod userdata;
 mod value;
+
+pub use check::Fault;
+pub use diff::diff;
+pub use observed::{Observed, ObservedChain, ObservedRule, ObservedSet, Refusal, apply};
+pub use transaction::{Change, Place, Transaction};
 
 pub use expr::{BitOp, Expr, FIB_LOCAL, Field, Selector, Source, Type, ct_state, ct_status, has_ports};
 pub use statement::{

@@ -336,6 +336,15 @@ impl Element {
         self.comment = Some(comment.into());
         self
     }
+
+    /// The verdict that the element leads to, where it is one of a verdict map.
+    #[must_use]
+    pub const fn verdict_data(&self) -> Option<&Verdict> {
+        match &self.data {
+            Data::Verdict(verdict) => Some(verdict),
+            Data::None | Data::Value(_) => None,
+        }
+    }
 }
 
 /// A table: the whole of what one program wants in the kernel.

@@ -193,7 +193,9 @@ impl fmt::Debug for Value {
 }
 
 /// What an element of a set is found by: one value, or in a set with `flags interval` a range.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+///
+/// Keys are ordered by their first value, then by their last.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Key {
     /// Exactly this value.
     One(Value),
@@ -224,6 +226,18 @@ impl Key {
             Self::One(value) => value,
             Self::Range(range) => &range.1,
         }
+    }
+}
+
+impl PartialOrd for Key {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Key {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (self.first(), self.last()).cmp(&(other.first(), other.last()))
     }
 }
 

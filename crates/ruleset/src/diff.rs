@@ -1,0 +1,93 @@
+//! The way from what is there to what is wanted.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    Chain, Change, Element, Key, Name, Observed, ObservedSet, Place, Set, Table, Transaction, code::Code,
+    observed::same_hook,
+};
+
+/// The transaction that makes `want` out of what is there (`None`: no such table). Empty if nothing is to be
+/// done.
+///
+/// Elements are compared by key; one that differs is deleted and added. A chain whose rules differ is
+/// emptied and filled again, a set or a base chain that is of another kind makes the whole table new: in one
+/// transaction, so that no packet sees anything between. The elements of dynamic sets belong to the packets
+/// and stay.
+#[must_use]
+pub fn diff(want: &Table, have: Option<&Observed>) -> Transaction {
+    let Some(have) = have else { return Transaction::create(want) };
+    let mut transaction = Transaction::new(want.family, &want.name);
+    if is_other_kind(want, have) {
+        transaction.push(Change::DeleteTable).push_whole(want);
+        return transaction;
+    }
+    let changed = changed_chains(want, have);
+    add_new(&mut transaction, want, have);
+    for (name, set) in &want.sets {
+        if let Some(old) = have.sets.get(name).filter(|_| !set.spec.dynamic) {
+            change_elements(&mut transaction, name, set, old);
+        }
+    }
+    let stale = |name: &&Name| !want.chains.contains_key(*name);
+    for (name, chain) in &have.chains {
+        if !chain.rules.is_empty() && (changed.contains_key(name) || stale(&name)) {
+            transaction.push(Change::FlushChain { name: name.clone() });
+        }
+    }
+    for (name, codes) in changed {
+        for code in codes {
+            transaction.push(Change::AddRule { chain: name.clone(), place: Place::End, code });
+        }
+    }
+    for name in have.sets.keys().filter(|name| !want.sets.contains_key(*name)) {
+        transaction.push(Change::DeleteSet { name: name.clone() });
+    }
+    for name in have.chains.keys().filter(stale) {
+        transaction.push(Change::DeleteChain { name: name.clone() });
+    }
+    transaction
+}
+
+/// Something is there that can't be changed in place.
+fn is_other_kind(want: &Table, have: &Observed) -> bool {
+    let chain_differs = |(name, chain): (&Name, &Chain)| {
+        have.chains.get(name).is_some_and(|old| !same_hook(old.base, chain.base))
+    };
+    let set_differs =
+        |(name, set): (&Name, &Set)| have.sets.get(name).is_some_and(|old| old.header != set.spec.lower());
+    want.comment != have.comment || want.chains.iter().any(chain_differs) || want.sets.iter().any(set_differs)
+}
+
+/// The wanted rules of each chain that is new or holds others.
+fn changed_chains<'a>(want: &'a Table, have: &Observed) -> BTreeMap<&'a Name, Vec<Code>> {
+    let lowered = want
+        .chains
+        .iter()
+        .map(|(name, chain)| (name, chain.rules.iter().map(|rule| rule.lower(want)).collect::<Vec<_>>()));
+    let differs = |(name, codes): &(&Name, Vec<Code>)| {
+        let old = have.chains.get(*name).map_or(&[][..], |chain| &chain.rules);
+        !codes.iter().eq(old.iter().map(|rule| &rule.code))
+    };
+    lowered.filter(differs).collect()
+}
+
+/// Chains and sets that are missing, and policies that differ.
+fn add_new(transaction: &mut Transaction, want: &Table, have: &Observed) {
+    for (name, chain) in &want.chains {
+        if have.chains.get(name).is_none_or(|old| old.base != chain.base) {
+            transaction.add_chain(name, chain.base);
+        }
+    }
+    for (name, set) in want.sets.iter().filter(|(name, _)| !have.sets.contains_key(*name)) {
+        transaction.add_set(name, set);
+    }
+}
+
+fn change_elements(transaction: &mut Transaction, name: &Name, want: &Set, have: &ObservedSet) {
+    let differs = |a: &BTreeMap<Key, Element>, key: &Key, element: &Element| a.get(key) != Some(element);
+    let gone = have.elements.iter().filter(|(key, element)| differs(&want.elements, key, element));
+    transaction.delete_elements(name, &want.spec, gone.map(|(key, _)| key.clone()));
+    let new = want.elements.iter().filter(|(key, element)| differs(&have.elements, key, element));
+    transaction.add_elements(name, &want.spec, new.map(|(k, e)| (k.clone(), e.clone())));
+}
