@@ -1,2 +1,4 @@
-//! Tests of whole programs on a real kernel: see `tests/`. The demo is `src/bin/demo.rs`.
+//! Whole programs on a real kernel: the tests are in `tests/`, and what `make demo` shows is here.
 #![forbid(unsafe_code)]
+
+pub mod demo;

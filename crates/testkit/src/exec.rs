@@ -86,7 +86,12 @@ impl Cmd {
     pub fn to_command(&self) -> Command {
         let mut all = self.enter.iter().chain(&self.words);
         let mut command = Command::new(all.next().map_or("false", String::as_str));
-        command.args(all.map(OsStr::new)).envs(self.env.iter().map(|(k, v)| (k, v))).stdin(Stdio::null());
+        command.args(all.map(OsStr::new)).stdin(Stdio::null());
+        // A web proxy of the user's can't be reached from a namespace: curl and etcdctl would try.
+        for name in ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
+            command.env_remove(name);
+        }
+        command.envs(self.env.iter().map(|(k, v)| (k, v)));
         command
     }
 

@@ -60,6 +60,12 @@ impl Space {
         &self.net
     }
 
+    /// It outlives this process.
+    #[must_use]
+    pub fn stays(&self) -> bool {
+        self.keep
+    }
+
     /// Words that lead a command inside.
     #[must_use]
     pub fn prefix(&self) -> Vec<String> {

@@ -72,6 +72,11 @@ impl Etcd {
         Ok(lines.chunks(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect())
     }
 
+    /// Process ids of the members that run.
+    pub fn pids(&self) -> impl Iterator<Item = u32> {
+        self.members.iter().flatten().map(Process::pid)
+    }
+
     /// Stops members without ending them: they answer nothing until [`Etcd::thaw`].
     ///
     /// # Errors

@@ -143,7 +143,8 @@ impl Node {
         let address = address.with_context(|| format!("ADD gave no IPv4 address: {result}"))?;
         let mut prefix = self.space.prefix();
         prefix.extend(["nsenter".to_owned(), format!("--net=/run/netns/{name}"), "--".to_owned()]);
-        Ok(Pod { name: name.to_owned(), node: self.index, address, net, result, attachment, prefix })
+        let (name, logs, keep) = (name.to_owned(), self.logs.clone(), self.space.stays());
+        Ok(Pod { name, node: self.index, address, net, result, attachment, prefix, logs, keep })
     }
 
     pub(super) fn remove_pod(&self, cni: &Chain, pod: &Pod) -> Result<()> {
@@ -168,6 +169,8 @@ pub struct Pod {
     /// What ADD was asked.
     pub attachment: Attachment,
     prefix: Vec<String>,
+    logs: PathBuf,
+    keep: bool,
 }
 
 impl Pod {
@@ -180,5 +183,15 @@ impl Pod {
     #[must_use]
     pub fn wrap(&self, cmd: Cmd) -> Cmd {
         cmd.entering(self.prefix.clone())
+    }
+
+    /// Starts a long-running program in the pod; it stays when the lab was told to stay.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn spawn(&self, cmd: Cmd) -> Result<Process> {
+        let log = self.logs.join(format!("{}.log", self.name));
+        let cmd = self.wrap(cmd);
+        if self.keep { Process::spawn_kept(&cmd, log) } else { Process::spawn(&cmd, log) }
     }
 }
