@@ -29,7 +29,7 @@ fn device(want: &Overlay, base: &mut Overlay, ops: &mut BTreeSet<Op>) {
         (None, None) => {}
         (None, Some(_)) => {
             ops.insert(Op::DelDevice(name.clone()));
-            lose_device(base);
+            base.lose_device();
         }
         (Some(new), None) => create(new, base, ops),
         (Some(new), Some(old)) if !new.fits(&old) => {
@@ -59,15 +59,7 @@ fn create(device: &Device, base: &mut Overlay, ops: &mut BTreeSet<Op>) {
     if device.up {
         ops.insert(Op::SetUp(base.name.clone()));
     }
-    lose_device(base);
-}
-
-/// What goes with the device.
-fn lose_device(base: &mut Overlay) {
-    base.addresses.clear();
-    base.neighbours.clear();
-    base.fdb.clear();
-    base.routes.retain(|_, hop| *hop == crate::overlay::Hop::Blackhole);
+    base.lose_device();
 }
 
 fn sysctls(want: &Overlay, have: &Overlay, ops: &mut BTreeSet<Op>) {

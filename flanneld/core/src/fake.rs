@@ -4,7 +4,7 @@
 use crate::{
     kernel::Kernel,
     op::Op,
-    overlay::{Hop, Overlay, Remote},
+    overlay::{Hop, Overlay},
 };
 
 /// A kernel in memory.
@@ -37,92 +37,35 @@ impl Kernel for FakeKernel {
 impl FakeKernel {
     fn one(&mut self, op: &Op) -> Result<(), &'static str> {
         match op {
-            Op::SetSysctl(path, value) => {
-                let slot = self.now.sysctls.get_mut(path).ok_or("no such setting")?;
-                slot.clone_from(value);
-            }
-            Op::AddDevice(_, device) => {
-                if self.now.device.is_some() {
-                    return Err("the device exists");
-                }
-                self.now.device = Some(crate::overlay::Device { up: false, ..device.clone() });
-            }
-            Op::DelDevice(_) => {
-                self.now.device = None;
-                self.now.addresses.clear();
-                self.now.neighbours.clear();
-                self.now.fdb.clear();
-                self.now.routes.retain(|_, hop| *hop == Hop::Blackhole);
-            }
-            Op::ChangeDevice(..) | Op::SetMac(..) | Op::SetMtu(..) | Op::SetUp(_) => self.change(op)?,
-            Op::SetRoute(..) | Op::DelRoute(..) => self.route(op)?,
-            _ => self.entry(op)?,
+            Op::SetSysctl(path, _) if !self.now.sysctls.contains_key(path) => return Err("no such setting"),
+            Op::AddDevice(..) if self.now.device.is_some() => return Err("the device exists"),
+            Op::SetSysctl(..) | Op::DelDevice(_) | Op::AddDevice(..) => {}
+            Op::SetRoute(_, _, Hop::Blackhole) | Op::DelRoute(..) => {}
+            _ => self.on_device(op)?,
         }
+        self.now.acknowledge(op);
         Ok(())
     }
 
-    fn change(&mut self, op: &Op) -> Result<(), &'static str> {
-        let device = self.now.device.as_mut().ok_or("no device")?;
-        match op {
-            Op::ChangeDevice(_, new) => (device.local, device.learning) = (new.local, new.learning),
-            Op::SetMac(_, mac) => {
-                device.mac = *mac;
-                self.now.neighbours.clear();
-            }
-            Op::SetMtu(_, mtu) => device.mtu = *mtu,
-            _ => device.up = true,
-        }
-        Ok(())
-    }
-
-    fn entry(&mut self, op: &Op) -> Result<(), &'static str> {
+    /// Refuses what would point to nothing, or leave something that does.
+    fn on_device(&self, op: &Op) -> Result<(), &'static str> {
         let device = self.now.device.as_ref().ok_or("no device")?;
         match op {
-            Op::AddAddress(_, address, length) => drop(self.now.addresses.insert((*address, *length))),
-            Op::DelAddress(_, address, length) => drop(self.now.addresses.remove(&(*address, *length))),
-            Op::SetFdb(_, mac, node) => {
-                self.now.fdb.retain(|(m, _)| m != mac);
-                self.now.fdb.insert((*mac, Remote::plain(*node)));
+            Op::SetNeighbour(..) | Op::SetRoute(..) if !device.up => Err("the device is down"),
+            Op::DelFdb(_, mac, _) if self.now.neighbours.values().any(|m| m == mac) => {
+                Err("a neighbour points to it")
             }
-            Op::DelFdb(_, mac, remote) => {
-                if self.now.neighbours.values().any(|m| m == mac) {
-                    return Err("a neighbour points to it");
-                }
-                self.now.fdb.remove(&(*mac, *remote));
+            Op::SetNeighbour(_, _, mac) if !self.now.fdb.iter().any(|(m, _)| m == mac) => {
+                Err("no forwarding entry for it")
             }
-            Op::SetNeighbour(..) if !device.up => return Err("the device is down"),
-            Op::SetNeighbour(_, address, mac) => {
-                if !self.now.fdb.iter().any(|(m, _)| m == mac) {
-                    return Err("no forwarding entry for it");
-                }
-                self.now.neighbours.insert(*address, *mac);
+            Op::DelNeighbour(_, address) if self.now.routes.values().any(|h| *h == Hop::Tunnel(*address)) => {
+                Err("a route points to it")
             }
-            Op::DelNeighbour(_, address) => {
-                if self.now.routes.values().any(|hop| *hop == Hop::Tunnel(*address)) {
-                    return Err("a route points to it");
-                }
-                self.now.neighbours.remove(address);
+            Op::SetRoute(_, _, Hop::Tunnel(gateway)) if !self.now.neighbours.contains_key(gateway) => {
+                Err("its gateway is no neighbour")
             }
-            _ => {}
+            _ => Ok(()),
         }
-        Ok(())
-    }
-
-    fn route(&mut self, op: &Op) -> Result<(), &'static str> {
-        match op {
-            Op::SetRoute(_, key, hop) => {
-                if let Hop::Tunnel(gateway) = hop {
-                    let up = self.now.device.as_ref().is_some_and(|device| device.up);
-                    if !up || !self.now.neighbours.contains_key(gateway) {
-                        return Err("its gateway is no neighbour");
-                    }
-                }
-                self.now.routes.insert(*key, *hop);
-            }
-            Op::DelRoute(_, key, _) => drop(self.now.routes.remove(key)),
-            _ => {}
-        }
-        Ok(())
     }
 }
 

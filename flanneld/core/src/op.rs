@@ -4,7 +4,7 @@ use std::{fmt, net::Ipv4Addr};
 
 use netmodel::{IfName, Mac, ROUTE_PROTOCOL};
 
-use crate::overlay::{Device, Hop, Remote, RouteKey};
+use crate::overlay::{Device, Hop, Overlay, Remote, RouteKey};
 
 /// One operation. The order of declaration is the order of application: what is pointed at comes before
 /// what points at it, and the other way round when it goes. So a packet never takes a way that leads
@@ -86,4 +86,78 @@ fn route(dev: &IfName, key: RouteKey, hop: Hop) -> String {
         Hop::Blackhole => format!("blackhole {subnet} metric {metric}"),
         Hop::Foreign => format!("{subnet} dev {dev} metric {metric}"),
     }
+}
+
+impl Overlay {
+    /// What holds after the kernel acknowledged that operation.
+    pub fn acknowledge(&mut self, op: &Op) {
+        match op {
+            Op::SetSysctl(path, value) => drop(self.sysctls.insert(path.clone(), value.clone())),
+            Op::AddDevice(_, device) => self.device = Some(Device { up: false, ..device.clone() }),
+            Op::DelDevice(_) => self.lose_device(),
+            Op::AddAddress(_, address, length) => drop(self.addresses.insert((*address, *length))),
+            Op::DelAddress(_, address, length) => drop(self.addresses.remove(&(*address, *length))),
+            Op::SetFdb(_, mac, node) => {
+                self.fdb.retain(|(m, _)| m != mac);
+                self.fdb.insert((*mac, Remote::plain(*node)));
+            }
+            Op::DelFdb(_, mac, remote) => drop(self.fdb.remove(&(*mac, *remote))),
+            Op::SetNeighbour(_, address, mac) => drop(self.neighbours.insert(*address, *mac)),
+            Op::DelNeighbour(_, address) => drop(self.neighbours.remove(address)),
+            Op::SetRoute(_, key, hop) => drop(self.routes.insert(*key, *hop)),
+            Op::DelRoute(_, key, _) => drop(self.routes.remove(key)),
+            Op::ChangeDevice(..) | Op::SetMac(..) | Op::SetMtu(..) | Op::SetUp(_) => {
+                self.device_changed(op);
+            }
+        }
+    }
+
+    fn device_changed(&mut self, op: &Op) {
+        let Some(device) = &mut self.device else { return };
+        match op {
+            Op::ChangeDevice(_, new) => (device.local, device.learning) = (new.local, new.learning),
+            Op::SetMac(_, mac) => {
+                device.mac = *mac;
+                self.neighbours.clear();
+            }
+            Op::SetMtu(_, mtu) => device.mtu = *mtu,
+            _ => device.up = true,
+        }
+    }
+
+    /// What goes with the device.
+    pub(crate) fn lose_device(&mut self) {
+        self.device = None;
+        self.addresses.clear();
+        self.neighbours.clear();
+        self.fdb.clear();
+        self.routes.retain(|_, hop| *hop == Hop::Blackhole);
+    }
+
+    /// What holds after somebody else changed an object.
+    pub fn note(&mut self, change: &Change) {
+        match *change {
+            Change::Neighbour(address, Some(mac)) => drop(self.neighbours.insert(address, mac)),
+            Change::Neighbour(address, None) => drop(self.neighbours.remove(&address)),
+            Change::Fdb(mac, remote, true) => {
+                // A unicast address has one node. No other kind of address is ever wanted.
+                self.fdb.retain(|(m, _)| *m != mac || mac.is_multicast() || mac.is_zero());
+                self.fdb.insert((mac, remote));
+            }
+            Change::Fdb(mac, remote, false) => drop(self.fdb.remove(&(mac, remote))),
+            Change::Route(key, Some(hop)) => drop(self.routes.insert(key, hop)),
+            Change::Route(key, None) => drop(self.routes.remove(&key)),
+        }
+    }
+}
+
+/// An object that the kernel says was changed, and what it is now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A permanent neighbour on our device, or none any more.
+    Neighbour(Ipv4Addr, Option<Mac>),
+    /// A forwarding entry of our device is there, or no more.
+    Fdb(Mac, Remote, bool),
+    /// A route of ours, or none any more.
+    Route(RouteKey, Option<Hop>),
 }

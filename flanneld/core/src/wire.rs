@@ -12,6 +12,10 @@ use serde_json::Value;
 
 use crate::json::Object;
 
+mod env;
+
+pub use env::SubnetEnv;
+
 /// Folder of the leases below the etcd prefix: `<prefix>/subnets/<key>`.
 pub const SUBNETS: &str = "subnets";
 /// Folder of the records of nodes below the etcd prefix: `<prefix>/weft/nodes/<identity>`.
