@@ -1,11 +1,11 @@
-//! Reading what the kernel sends, attribute by attribute.
+//! Netlink attributes as bytes: reading what the kernel sends, and packing what has no message type.
 //!
 //! Objects are read this way, not with the message types that requests are built of: those decode everything
 //! that a kernel may say of an object, and one attribute they don't know the shape of would hide the whole.
 
 use std::net::IpAddr;
 
-use netlink_packet_core::{DecodeError, NLA_HEADER_SIZE, NlasIterator};
+use netlink_packet_core::{DecodeError, NLA_F_NESTED, NLA_HEADER_SIZE, NlasIterator};
 
 use crate::Cause;
 
@@ -42,6 +42,21 @@ pub(crate) fn address(value: &[u8]) -> Option<IpAddr> {
         .ok()
 }
 
+/// Appends one attribute, padded to 4 bytes. The value must be shorter than 64 KiB.
+pub(crate) fn put(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    bytes.extend_from_slice(&((NLA_HEADER_SIZE + value.len()) as u16).to_ne_bytes());
+    bytes.extend_from_slice(&kind.to_ne_bytes());
+    bytes.extend_from_slice(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+}
+
+/// Appends one attribute that holds the attributes that `fill` appends.
+pub(crate) fn nest(bytes: &mut Vec<u8>, kind: u16, fill: impl FnOnce(&mut Vec<u8>)) {
+    let mut inner = Vec::new();
+    fill(&mut inner);
+    put(bytes, kind | NLA_F_NESTED, &inner);
+}
+
 /// The cause that a header could not be read.
 pub(crate) fn garbled(error: &DecodeError) -> Cause {
     Cause::Garbled(error.to_string())
@@ -57,6 +72,16 @@ mod tests {
         let seen: Vec<_> = attributes(&bytes, 2).collect();
         assert_eq!(seen, [(1, &[7][..]), (2, &[1, 0, 0, 0][..])]);
         assert_eq!(attributes(&bytes, 99).count(), 0);
+    }
+
+    #[test]
+    fn what_is_packed_is_walked() {
+        let mut bytes = Vec::new();
+        nest(&mut bytes, 3, |inner| put(inner, 1, &[7]));
+        put(&mut bytes, 4, &[]);
+        assert_eq!(bytes, [12, 0, 3, 128, 5, 0, 1, 0, 7, 0, 0, 0, 4, 0, 4, 0]);
+        let seen: Vec<_> = attributes(&bytes, 0).map(|(kind, value)| (kind, value.len())).collect();
+        assert_eq!(seen, [(3, 8), (4, 0)]);
     }
 
     #[test]

@@ -7,12 +7,14 @@
 
 pub mod address;
 mod attribute;
+pub mod conntrack;
 mod error;
 pub mod fdb;
 pub mod link;
 pub mod neighbour;
 pub mod netlink;
 pub mod netns;
+pub mod packet;
 pub mod route;
 mod sys;
 pub mod sysctl;

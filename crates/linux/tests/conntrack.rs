@@ -1,0 +1,140 @@
+//! Flows made and judged with the `conntrack` tool; and one raw frame.
+
+mod world;
+
+use std::net::SocketAddr;
+
+use linux::{
+    conntrack::{Filter, Socket},
+    netlink::RouteSocket,
+    packet,
+};
+use netmodel::Protocol;
+use world::{in_namespace, run};
+
+/// Makes the kernel remember a flow.
+fn insert(protocol: &str, client: &str, service: &str, endpoint: &str) {
+    let [client, service, endpoint]: [SocketAddr; 3] =
+        [client, service, endpoint].map(|text| text.parse().unwrap());
+    let state = if protocol == "tcp" { "--state ESTABLISHED" } else { "" };
+    run(&format!(
+        "conntrack -I -p {protocol} -t 600 {state} -s {} -d {} --sport {} --dport {} -r {} -q {} --reply-port-src {} --reply-port-dst {}",
+        client.ip(),
+        service.ip(),
+        client.port(),
+        service.port(),
+        endpoint.ip(),
+        client.ip(),
+        endpoint.port(),
+        client.port(),
+    ));
+}
+
+/// How many flows of a family the tool lists with that text in them.
+fn listed(family: &str, text: &str) -> usize {
+    run(&format!("conntrack -L -f {family}")).lines().filter(|line| line.contains(text)).count()
+}
+
+#[test]
+fn the_flows_to_one_service_that_one_endpoint_answers_are_forgotten_and_no_other() {
+    in_namespace(|| {
+        for port in 1000..1020 {
+            let client = format!("10.244.1.7:{port}");
+            insert("udp", &client, "10.254.0.10:53", "10.244.2.5:5353");
+            insert("udp", &client, "10.254.0.11:53", "10.244.2.6:5353");
+        }
+        insert("udp", "10.244.1.8:1000", "10.254.0.10:53", "10.244.2.6:5353");
+        insert("udp", "10.244.1.8:1001", "10.254.0.10:54", "10.244.2.5:5353");
+        insert("tcp", "10.244.1.8:1002", "10.254.0.10:53", "10.244.2.5:5353");
+
+        let mut socket = Socket::open().unwrap();
+        let stale = Filter {
+            destination: "10.254.0.10".parse().ok(),
+            destination_port: Some(53),
+            endpoint: "10.244.2.5".parse().ok(),
+            endpoint_port: Some(5353),
+            ..Filter::all(Protocol::Udp, true)
+        };
+        let flows = socket.flows(&stale).unwrap();
+        assert_eq!(flows.len(), 20);
+        assert_eq!(flows[0].original.destination, "10.254.0.10:53".parse().unwrap());
+        assert_eq!(flows[0].reply.source, "10.244.2.5:5353".parse().unwrap());
+        assert!(socket.delete(&flows).into_iter().all(|result| result.is_ok()));
+        assert_eq!(listed("ipv4", "udp"), 22);
+        assert_eq!(listed("ipv4", "tcp"), 1);
+        assert_eq!(socket.flows(&stale).unwrap(), []);
+        assert!(socket.delete(&flows).into_iter().all(|result| result.is_ok()), "gone already is a success");
+        assert_eq!(listed("ipv4", "udp"), 22);
+    });
+}
+
+#[test]
+fn flows_are_filtered_by_each_field_alone() {
+    in_namespace(|| {
+        insert("udp", "10.244.1.7:1", "10.254.0.10:53", "10.244.2.5:5353");
+        insert("udp", "10.244.1.7:2", "10.254.0.11:53", "10.244.2.5:5354");
+        insert("udp", "10.244.1.7:3", "10.254.0.10:54", "10.244.2.6:5353");
+        insert("tcp", "10.244.1.7:4", "10.254.0.10:53", "10.244.2.5:5353");
+        let mut socket = Socket::open().unwrap();
+        let all = Filter::all(Protocol::Udp, true);
+        let mut count = |filter: Filter| socket.flows(&filter).unwrap().len();
+        assert_eq!(count(all), 3);
+        assert_eq!(count(Filter::all(Protocol::Tcp, true)), 1);
+        assert_eq!(count(Filter::all(Protocol::Sctp, true)), 0);
+        assert_eq!(count(Filter::all(Protocol::Udp, false)), 0);
+        assert_eq!(count(Filter { destination: "10.254.0.10".parse().ok(), ..all }), 2);
+        assert_eq!(count(Filter { destination_port: Some(53), ..all }), 2);
+        assert_eq!(count(Filter { endpoint: "10.244.2.5".parse().ok(), ..all }), 2);
+        assert_eq!(count(Filter { endpoint_port: Some(5353), ..all }), 2);
+    });
+}
+
+#[test]
+fn flows_over_ipv6_are_forgotten_as_well() {
+    in_namespace(|| {
+        insert("udp", "[fd00::7]:1000", "[fd01::a]:53", "[fd00::25]:5353");
+        insert("udp", "[fd00::7]:1001", "[fd01::b]:53", "[fd00::25]:5353");
+        let mut socket = Socket::open().unwrap();
+        let stale = Filter { destination: "fd01::a".parse().ok(), ..Filter::all(Protocol::Udp, false) };
+        let flows = socket.flows(&stale).unwrap();
+        assert_eq!(flows.len(), 1);
+        assert!(socket.delete(&flows)[0].is_ok());
+        assert_eq!((listed("ipv6", "fd01::a"), listed("ipv6", "fd01::b")), (0, 1));
+    });
+}
+
+#[test]
+fn a_later_flow_with_the_same_addresses_is_kept() {
+    in_namespace(|| {
+        insert("udp", "10.244.1.7:1000", "10.254.0.10:53", "10.244.2.5:5353");
+        let mut socket = Socket::open().unwrap();
+        let filter = Filter::all(Protocol::Udp, true);
+        let before = socket.flows(&filter).unwrap();
+        run("conntrack -F");
+        // The kernel's number of a flow is made of its place in memory: somebody else takes that first.
+        insert("udp", "10.244.1.9:1", "10.254.0.99:53", "10.244.2.5:5353");
+        insert("udp", "10.244.1.7:1000", "10.254.0.10:53", "10.244.2.6:5353");
+        assert!(socket.delete(&before)[0].is_ok());
+        assert_eq!(listed("ipv4", "10.244.2.6"), 1);
+    });
+}
+
+#[test]
+fn a_frame_is_sent_as_it_is() {
+    in_namespace(|| {
+        run("ip link add veth0 type veth peer name veth1");
+        run("ip link set veth0 up");
+        let name = "veth0".parse().unwrap();
+        let index = RouteSocket::open().unwrap().link(&name).unwrap().unwrap().index;
+        let frame: Vec<u8> =
+            [[0xff; 6], [2, 0, 0, 0, 0, 1]].concat().into_iter().chain([8, 6]).chain([0; 28]).collect();
+        assert_eq!(packet::send(index, &name, &frame[..13]).unwrap_err().raw_os_error(), Some(22));
+        run("ip link set veth1 up");
+        let received = || run("ip -s -j link show veth1");
+        let before = received();
+        packet::send(index, &name, &frame).unwrap();
+        assert_ne!(before, received());
+        let error = packet::send(4711, &name, &frame).unwrap_err();
+        assert!(error.is_not_found() && error.to_string() == "failed to send a frame on veth0", "{error}");
+    });
+}
