@@ -124,6 +124,23 @@ pub struct Class {
     pub view: View,
 }
 
+impl Class {
+    /// The class whose chain has that name.
+    #[must_use]
+    pub fn named(chain: &str) -> Option<Self> {
+        let masquerades = [
+            ("spread", Masquerade::Never),
+            ("cluster", Masquerade::OffCluster),
+            ("external", Masquerade::Always),
+        ];
+        let (masquerade, count) =
+            masquerades.into_iter().find_map(|(name, m)| Some((m, chain.strip_prefix(name)?)))?;
+        let endpoints = count.parse().ok().filter(|n| *n > 0)?;
+        let class = Self { endpoints, masquerade, affinity: None, view: View::Cluster };
+        (class.to_string() == chain).then_some(class)
+    }
+}
+
 impl fmt::Display for Class {
     /// The name of the chain where the class begins.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -283,6 +300,10 @@ mod tests {
 
     #[test]
     fn a_class_is_called_as_its_chain() {
+        assert_eq!(Class::named("cluster2"), Some(class(2)));
+        for other in ["services", "cluster", "cluster0", "cluster02", "cluster+2", "cluster70000", "spread2-1s"] {
+            assert_eq!(Class::named(other), None, "{other}");
+        }
         let local =
             Class { view: View::Local, masquerade: Masquerade::Always, affinity: Some(10800), ..class(2) };
         assert_eq!([class(2).to_string(), local.to_string()], ["cluster2", "external-local2-10800s"]);

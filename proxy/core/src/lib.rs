@@ -3,8 +3,14 @@
 //! Nothing here knows a clock, a file, a socket or a thread.
 #![forbid(unsafe_code)]
 
+pub mod adopt;
+pub mod catalog;
+pub mod delta;
 pub mod endpoints;
 pub mod ids;
 pub mod object;
+pub mod rules;
 pub mod services;
+pub mod state;
+pub mod tables;
 pub mod wire;

@@ -1,0 +1,26 @@
+//! What happens to translated connections when they leave.
+
+use ruleset::{Family, Field, PortChoice, Rule, Statement, Value, Writable, ct_status};
+
+use super::MASQUERADE_MARK;
+use crate::tables::SetName;
+
+/// The rules of the chain at postrouting.
+///
+/// First the scratch is put back: a queueing discipline or a VLAN would read it as a priority. A pod that
+/// reaches itself through its Service is masqueraded, or it would answer itself past us. The mark is cleared
+/// before the packet is masqueraded, because a tunnel uses the same buffer and mark for the outer packet.
+#[must_use]
+pub fn rules(family: Family) -> Vec<Rule> {
+    let masquerade = Statement::Masquerade(PortChoice::FullyRandom);
+    let translated = || Field::CtStatus.has_any(ct_status::DNAT);
+    let addresses = family.addresses();
+    let hairpin = ruleset::Selector::from([addresses.source, addresses.destination]).in_set(SetName::Hairpins);
+    vec![
+        Rule::new([translated(), Writable::MetaPriority.set(Value::number(0))]),
+        Rule::new([translated(), hairpin, masquerade.clone()]),
+        Rule::new([Field::MetaMark.and(MASQUERADE_MARK).is(Value::number(0)), Statement::RETURN]),
+        Rule::new([Writable::MetaMark.set(Field::MetaMark.xor(MASQUERADE_MARK))]),
+        Rule::new([masquerade]),
+    ]
+}

@@ -1,0 +1,347 @@
+use std::sync::Arc;
+
+use netmodel::Port;
+use proptest::prelude::*;
+use ruleset::{Family, Observed, Transaction, apply};
+
+use super::*;
+use crate::ids::Masquerade;
+use crate::{
+    delta,
+    endpoints::{Endpoint, Part, Slice, SlicePort, State as EndpointState},
+    object::{Key as ObjectKey, Kind, Object},
+};
+
+const fn at(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn config() -> Config {
+    Config {
+        family: Family::Ip,
+        pod_ranges: vec!["10.244.0.0/16".parse().unwrap()],
+        node_ports: NodePorts::At(["192.0.2.1".parse().unwrap()].into()),
+    }
+}
+
+fn port(number: u16) -> Port {
+    Port::try_from(i64::from(number)).unwrap()
+}
+
+/// The objects of one Service `name` at that cluster IP: TCP 80 (and node port) and UDP 53.
+fn service(name: &str, ip: &str, node_port: Option<u16>, endpoints: &[u8]) -> Vec<(ObjectKey, Arc<Object>)> {
+    let named = |name: &str, protocol, number, node_port: Option<u16>| ServicePort {
+        name: name.into(),
+        protocol,
+        port: port(number),
+        node_port: node_port.map(port),
+    };
+    let service = Service {
+        cluster_ips: [ip.parse().unwrap()].into(),
+        ports: [named("http", Protocol::Tcp, 80, node_port), named("dns", Protocol::Udp, 53, None)].into(),
+    };
+    let slice_port = |name: &str, protocol, number| SlicePort { name: name.into(), protocol, port: port(number) };
+    let endpoint = |n: &u8| Endpoint {
+        address: [10, 244, n % 3, *n].into(),
+        state: EndpointState { ready: true, serving: true, terminating: false, here: n % 3 == 0 },
+    };
+    let part = Part {
+        ports: [slice_port("http", Protocol::Tcp, 8080), slice_port("dns", Protocol::Udp, 5353)].into(),
+        endpoints: endpoints.iter().map(endpoint).collect(),
+    };
+    let name = ObjectName::new("", name);
+    let slice = Slice { service: name.clone(), legacy: false, parts: [part].into() };
+    let key = |kind| ObjectKey { kind, name: name.clone() };
+    vec![
+        (key(Kind::Service), Arc::new(Object::Service(service))),
+        (key(Kind::EndpointSlice), Arc::new(Object::Slice(slice))),
+    ]
+}
+
+fn catalog(services: &[Vec<(ObjectKey, Arc<Object>)>]) -> Catalog {
+    let mut catalog = Catalog::default();
+    catalog.replace(&services.iter().flatten().cloned().collect());
+    catalog
+}
+
+/// A kernel that carries out transactions, and refuses what the real one would.
+#[derive(Default)]
+struct Fake {
+    table: Option<Observed>,
+    /// Refuses each n-th transaction without a reason.
+    fail_every: usize,
+    calls: usize,
+}
+
+impl Fake {
+    fn commit(&mut self, transactions: &[Transaction]) -> Result<(), String> {
+        for transaction in transactions {
+            self.calls += 1;
+            if self.fail_every > 0 && self.calls % self.fail_every == 0 {
+                return Err("EBUSY".to_owned());
+            }
+            apply(&mut self.table, transaction).map_err(|refusal| refusal.to_string())?;
+            self.check_that_front_ends_lead_somewhere();
+        }
+        Ok(())
+    }
+
+    /// After each transaction each front end leads to a class that is there, and to as many rows as its chain
+    /// draws from.
+    fn check_that_front_ends_lead_somewhere(&self) {
+        let Some(table) = &self.table else { return };
+        let elements = |set: SetName| &table.sets[&set.into()].elements;
+        for set in [SetName::Frontends, SetName::NodePorts] {
+            for (key, element) in elements(set) {
+                let ruleset::Data::Value(value) = &element.data else { panic!("no value at {key:?}") };
+                let value = value.as_number().unwrap();
+                let class = &elements(SetName::Classes)[&Value::number(value & 0xfff).into()];
+                let ruleset::Data::Verdict(ruleset::Verdict::Goto(chain)) = &class.data else { panic!("{class:?}") };
+                let class = Class::named(chain.as_str()).unwrap();
+                for slot in 0..u32::from(class.endpoints) {
+                    let row = tables::row_key(value >> CLASS_BITS, slot);
+                    assert!(elements(SetName::Endpoints).contains_key(&row), "{key:?} has no slot {slot}");
+                }
+            }
+        }
+    }
+}
+
+fn created(state: &State) -> Option<Observed> {
+    let mut table = None;
+    apply(&mut table, &Transaction::create(&state.table())).unwrap();
+    table
+}
+
+fn start(catalog: &mut Catalog, fake: &mut Fake, now: Duration) -> State {
+    let mut state = State::new(config());
+    let mut found = fake.table.as_ref().map(Found::read).unwrap_or_default();
+    state.sync_with(catalog, &mut found, now);
+    fake.commit(&delta::transactions(&state.table(), fake.table.as_ref())).unwrap();
+    state
+}
+
+/// The changes of each transaction, as text.
+fn steps(transactions: &[Transaction]) -> Vec<String> {
+    let text = |t: &Transaction| t.changes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    transactions.iter().map(text).collect()
+}
+
+struct World {
+    catalog: Catalog,
+    state: State,
+    fake: Fake,
+}
+
+impl World {
+    fn new(services: &[Vec<(ObjectKey, Arc<Object>)>]) -> Self {
+        let (mut catalog, mut fake) = (catalog(services), Fake::default());
+        let state = start(&mut catalog, &mut fake, at(0));
+        Self { catalog, state, fake }
+    }
+
+    fn change(&mut self, services: &[Vec<(ObjectKey, Arc<Object>)>], now: Duration) -> Vec<String> {
+        self.catalog.replace(&services.iter().flatten().cloned().collect());
+        let transactions = self.state.sync(&mut self.catalog, now).into_transactions(&config());
+        self.fake.commit(&transactions).unwrap();
+        assert_eq!(self.fake.table, created(&self.state));
+        steps(&transactions)
+    }
+}
+
+#[test]
+fn a_change_of_one_endpoint_is_one_or_two_small_transactions() {
+    let other = service("other", "10.96.0.2", None, &[9, 10, 11]);
+    let one_more = service("more", "10.96.0.3", Some(30000), &[7, 8]);
+    let with = |endpoints: &[u8]| {
+        [service("web", "10.96.0.1", Some(30080), endpoints), other.clone(), one_more.clone()]
+    };
+    let mut world = World::new(&with(&[1, 2]));
+    let (rows, fronts) = ("elements to endpoints", "elements to frontends");
+    assert_eq!(
+        world.change(&with(&[1, 2, 4]), at(20)),
+        [
+            // Chains cluster3 and spread3 are there because of the other Service.
+            format!("add chain external3, add rule to chain external3, add rule to chain external3, \
+                     add 1 elements to classes, add 2 {rows}"),
+            format!("delete 2 elements of frontends, add 2 {fronts}, \
+                     delete 1 elements of nodeports, add 1 elements to nodeports"),
+        ]
+    );
+    assert_eq!(
+        world.change(&with(&[1, 5, 4]), at(21)),
+        [format!("delete 2 elements of endpoints, add 2 {rows}")],
+        "an endpoint that is replaced touches its own rows only"
+    );
+    assert_eq!(
+        world.change(&with(&[5, 4]), at(22)),
+        [
+            format!("delete 2 elements of frontends, add 2 {fronts}, \
+                     delete 1 elements of nodeports, add 1 elements to nodeports, \
+                     delete 2 elements of endpoints, add 2 {rows}"),
+            "delete 2 elements of endpoints".to_owned(),
+        ]
+    );
+    assert_eq!(world.state.next_deadline(), Some(at(23)));
+    assert_eq!(
+        world.change(&with(&[5, 4]), at(23)),
+        ["delete 1 elements of classes", "flush chain external3, delete chain external3"]
+    );
+    assert_eq!(world.change(&with(&[5, 4]), at(30)), Vec::<String>::new());
+}
+
+#[test]
+fn from_and_to_zero_endpoints_never_leave_a_gap() {
+    let with = |endpoints: &[u8]| [service("web", "10.96.0.1", None, endpoints)];
+    let mut world = World::new(&with(&[]));
+    let fresh = world.change(&with(&[1]), at(1));
+    assert_eq!(fresh[0].matches("add 2 elements to endpoints").count(), 1, "{fresh:?}");
+    assert_eq!(fresh[1..], ["add 2 elements to frontends", "delete 2 elements of rejects"]);
+    assert_eq!(
+        world.change(&with(&[]), at(2)),
+        ["delete 2 elements of frontends, add 2 elements to rejects", "delete 2 elements of endpoints"]
+    );
+}
+
+#[test]
+fn a_restart_with_nothing_changed_writes_nothing() {
+    let services = [service("web", "10.96.0.1", Some(30080), &[1, 2, 4]), service("b", "10.96.0.2", None, &[5])];
+    let mut world = World::new(&services);
+    world.change(&[service("web", "10.96.0.1", Some(30080), &[2, 4]), services[1].clone()], at(1));
+    world.change(&[service("web", "10.96.0.1", Some(30080), &[7, 4, 2]), services[1].clone()], at(9));
+    let before = world.fake.table.clone();
+    let mut restarted = State::new(config());
+    let mut found = before.as_ref().map(Found::read).unwrap();
+    let mut catalog = catalog(&[service("web", "10.96.0.1", Some(30080), &[7, 4, 2]), services[1].clone()]);
+    restarted.sync_with(&mut catalog, &mut found, at(0));
+    assert_eq!(steps(&delta::transactions(&restarted.table(), before.as_ref())), Vec::<String>::new());
+    assert_eq!(restarted.take_touched().len(), 2, "all UDP front ends are looked at after a restart");
+}
+
+#[test]
+fn a_front_end_that_went_while_we_were_away_is_looked_at_for_stale_flows() {
+    let gone = World::new(&[service("web", "10.96.0.1", None, &[1])]).fake.table;
+    let mut state = State::new(config());
+    state.sync_with(&mut Catalog::default(), &mut Found::read(&gone.unwrap()), at(0));
+    let touched: Vec<_> = state.take_touched().iter().map(ToString::to_string).collect();
+    assert_eq!(touched, ["10.96.0.1:53/udp"]);
+}
+
+#[test]
+fn a_front_end_belongs_to_who_has_it_until_that_gives_it_up() {
+    let (first, second) =
+        (service("zebra", "10.96.0.1", Some(30080), &[1]), service("ant", "10.96.0.1", Some(30081), &[2]));
+    let mut world = World::new(std::slice::from_ref(&first));
+    world.change(&[first, second.clone()], at(1));
+    let problems = &world.state.problems()[&ObjectName::new("", "ant")];
+    assert_eq!(problems[0].to_string(), "10.96.0.1:80/tcp belongs to default/zebra");
+    let front = Front::Cluster("10.96.0.1".parse().unwrap(), Protocol::Tcp, port(80));
+    let endpoint = |world: &World| world.state.behind(&front).unwrap().rows[0].0.to_string();
+    assert_eq!(endpoint(&world), "10.244.1.1:8080");
+    world.change(&[second], at(2));
+    assert_eq!(endpoint(&world), "10.244.2.2:8080");
+    assert!(world.state.problems().is_empty());
+}
+
+#[test]
+fn without_a_free_id_or_class_the_old_state_stays() {
+    let with = |endpoints: &[u8]| [service("web", "10.96.0.1", None, endpoints)];
+    let mut world = World::new(&with(&[1]));
+    for endpoints in 2..=4095 {
+        let class = Class { endpoints, masquerade: Masquerade::Never, affinity: None, view: View::Cluster };
+        world.state.classes.hold(class, at(0));
+        world.state.classes.enter(&class);
+    }
+    world.fake.table = created(&world.state);
+    assert_eq!(world.change(&with(&[1, 2]), at(1)), Vec::<String>::new());
+    let name = ObjectName::new("", "web");
+    assert_eq!(world.state.problems()[&name], [Problem::NoClass, Problem::NoClass]);
+    let freed = Class { endpoints: 77, masquerade: Masquerade::Never, affinity: None, view: View::Cluster };
+    world.state.classes.leave(&freed, at(2));
+    world.change(&with(&[1, 2]), at(3));
+    let after = world.change(&with(&[1, 2]), at(13));
+    assert!(world.state.problems().is_empty() && !after.is_empty(), "tried again once a number is free");
+}
+
+#[test]
+fn slots_are_kept_filled_and_moved_as_little_as_possible() {
+    let addresses = |list: &[u8]| {
+        list.iter().map(|n| (SocketAddr::from(([10, 0, 0, *n], 80)), false)).collect::<Vec<_>>()
+    };
+    let settled = |slots: &[u8], wanted: &[u8]| settle(addresses(slots), &addresses(wanted));
+    assert_eq!(settled(&[1, 2, 3], &[2, 3]), addresses(&[3, 2]), "the last one moves into the gap");
+    assert_eq!(settled(&[1, 2, 3], &[1, 3, 4]), addresses(&[1, 4, 3]), "a new one takes the gap");
+    assert_eq!(settled(&[1, 2, 3], &[3, 4]), addresses(&[4, 3]));
+    assert_eq!(settled(&[3, 1], &[1, 2, 3]), addresses(&[3, 1, 2]));
+    assert_eq!(settled(&[1, 1, 2], &[1, 2]), addresses(&[1, 2]), "one that was there twice");
+    assert_eq!(settled(&[1, 2], &[]), []);
+}
+
+/// Up to six Services with up to six endpoints each; an index is a name and a cluster IP.
+fn some_services() -> impl Strategy<Value = Vec<Vec<(ObjectKey, Arc<Object>)>>> {
+    let one = (any::<bool>(), any::<bool>(), proptest::collection::btree_set(1_u8..7, 0..6));
+    proptest::collection::vec(one, 6).prop_map(|all| {
+        let present = (1_u16..).zip(all).filter(|(_, (present, ..))| *present);
+        let service = |(n, (_, node_port, endpoints)): (u16, (bool, bool, BTreeSet<u8>))| {
+            let endpoints: Vec<_> = endpoints.into_iter().collect();
+            service(&format!("s{n}"), &format!("10.96.0.{n}"), node_port.then_some(30000 + n), &endpoints)
+        };
+        present.map(service).collect()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// Change by change or all at once: the table is the same, and so is that of a restarted proxy.
+    #[test]
+    fn incremental_is_full(
+        history in proptest::collection::vec((some_services(), 0_u64..3000), 1..8)
+    ) {
+        let mut world = World::new(&[]);
+        let mut now = Duration::ZERO;
+        for (services, pause) in &history {
+            now += Duration::from_millis(*pause);
+            world.change(services, now); // compares the outcome with the whole table
+        }
+        let mut catalog = catalog(&history.last().unwrap().0);
+        let mut restarted = State::new(config());
+        restarted.sync_with(&mut catalog, &mut Found::read(world.fake.table.as_ref().unwrap()), now);
+        let silent = delta::transactions(&restarted.table(), world.fake.table.as_ref());
+        prop_assert_eq!(steps(&silent), Vec::<String>::new());
+    }
+
+    /// From any state that another run left, one pass reaches the goal and a second does nothing.
+    #[test]
+    fn one_pass_reaches_the_goal_from_any_start(before in some_services(), after in some_services()) {
+        let mut world = World::new(&before);
+        let mut catalog = catalog(&after);
+        let state = start(&mut catalog, &mut world.fake, at(0));
+        prop_assert_eq!(&world.fake.table, &created(&state));
+        prop_assert!(delta::transactions(&state.table(), world.fake.table.as_ref()).is_empty());
+    }
+
+    /// Where commits fail, the state is read back and corrected; once they succeed, it is as wanted.
+    #[test]
+    fn it_converges_once_faults_stop(
+        history in proptest::collection::vec(some_services(), 1..6),
+        fail_every in 2_usize..5
+    ) {
+        let mut world = World::new(&[]);
+        world.fake.fail_every = fail_every;
+        for (now, services) in (1..).zip(&history) {
+            world.catalog.replace(&services.iter().flatten().cloned().collect());
+            let transactions = world.state.sync(&mut world.catalog, at(now)).into_transactions(&config());
+            if world.fake.commit(&transactions).is_err() {
+                let again = delta::transactions(&world.state.table(), world.fake.table.as_ref());
+                if world.fake.commit(&again).is_err() {
+                    world.fake.fail_every = 0;
+                    let again = delta::transactions(&world.state.table(), world.fake.table.as_ref());
+                    prop_assert_eq!(world.fake.commit(&again), Ok(()));
+                    world.fake.fail_every = fail_every;
+                }
+            }
+            prop_assert_eq!(&world.fake.table, &created(&world.state));
+        }
+    }
+}
