@@ -39,7 +39,8 @@ impl Found {
         found.fronts = found.ids.keys().copied().collect();
         found.rows = read_rows(table);
         for (key, element) in elements(table, SetName::Classes) {
-            if let (Some(number), Data::Verdict(Verdict::Goto(chain))) = (key.first().as_number(), &element.data)
+            if let (Some(number), Data::Verdict(Verdict::Goto(chain))) =
+                (key.first().as_number(), &element.data)
                 && let Some(class) = Class::named(chain.as_str())
             {
                 found.classes.push((class, number));

@@ -25,23 +25,28 @@ pub struct Catalog {
 impl Catalog {
     /// Adds, replaces or (`None`) removes one object.
     pub fn set(&mut self, key: Key, object: Option<Arc<Object>>) {
-        let before = match object.clone() {
+        if self.objects.get(&key) == object.as_ref() {
+            return;
+        }
+        let slice_of = |object: &Option<Arc<Object>>| match object.as_deref() {
+            Some(Object::Slice(slice)) => Some(slice.service.clone()),
+            _ => None,
+        };
+        let new_owner = slice_of(&object);
+        let before = match object {
             Some(object) => self.objects.insert(key.clone(), object),
             None => self.objects.remove(&key),
         };
-        if before == object {
-            return;
-        }
         if key.kind == Kind::Service {
             self.changed.insert(key.name.clone());
         }
-        if let Some(Object::Slice(slice)) = before.as_deref() {
-            self.unlink(&slice.service, &key);
-            self.changed.insert(slice.service.clone());
+        if let Some(service) = slice_of(&before) {
+            self.unlink(&service, &key);
+            self.changed.insert(service);
         }
-        if let Some(Object::Slice(slice)) = object.as_deref() {
-            self.slices_of.entry(slice.service.clone()).or_default().insert(key);
-            self.changed.insert(slice.service.clone());
+        if let Some(service) = new_owner {
+            self.slices_of.entry(service.clone()).or_default().insert(key);
+            self.changed.insert(service);
         }
     }
 

@@ -131,7 +131,7 @@ impl Delta {
                 }
             }
         }
-        let mut by_set: BTreeMap<(SetName, Step), (Vec<Key>, Vec<(Key, Element)>)> = BTreeMap::new();
+        let mut by_set: BTreeMap<(SetName, Step), (Vec<Key>, Elements)> = BTreeMap::new();
         for ((set, key), change) in self.elements {
             if let Some(step) = change.step(set) {
                 let (gone, new) = by_set.entry((set, step)).or_default();

@@ -301,7 +301,9 @@ mod tests {
     #[test]
     fn a_class_is_called_as_its_chain() {
         assert_eq!(Class::named("cluster2"), Some(class(2)));
-        for other in ["services", "cluster", "cluster0", "cluster02", "cluster+2", "cluster70000", "spread2-1s"] {
+        for other in
+            ["services", "cluster", "cluster0", "cluster02", "cluster+2", "cluster70000", "spread2-1s"]
+        {
             assert_eq!(Class::named(other), None, "{other}");
         }
         let local =

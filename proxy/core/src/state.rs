@@ -10,7 +10,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     time::Duration,
 };
 
@@ -21,62 +21,13 @@ use crate::{
     adopt::Found,
     catalog::Catalog,
     delta::Delta,
-    endpoints::{Chosen, choose, in_family},
+    endpoints::choose,
     ids::{CLASS_BITS, Class, Classes, MAX_ID, Pool, View},
     object::ObjectName,
+    ports::{Problem, Programmed, Wish, fronts_of, label, settle},
     services::{Service, ServicePort},
     tables::{self, Config, Front, NodePorts, SetName},
 };
-
-/// One port of a Service as it is in the kernel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Programmed {
-    /// The port's name.
-    pub name: Box<str>,
-    /// The transport protocol.
-    pub protocol: Protocol,
-    /// The id of its rows; 0 while it has none.
-    pub id: u32,
-    /// Where it can be reached.
-    pub fronts: Box<[Front]>,
-    /// Its endpoints by slot, and whether each may run on this node.
-    pub rows: Box<[(SocketAddr, bool)]>,
-    /// UDP only: the endpoints that answer, to which known flows may go on.
-    pub serving: Box<[SocketAddr]>,
-}
-
-/// Why a Service is not in the kernel as it should be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Problem {
-    /// Another Service, which came first, has that front end.
-    Taken {
-        /// The front end.
-        front: Front,
-        /// Who has it.
-        by: ObjectName,
-    },
-    /// All ids are in use or rest; the old state stays.
-    NoId,
-    /// All class numbers are in use or rest; the old state stays.
-    NoClass,
-    /// More endpoints than a random slot number can tell apart; the old state stays.
-    TooManyEndpoints(usize),
-}
-
-impl std::fmt::Display for Problem {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Taken { front, by } => write!(f, "{front} belongs to {by}"),
-            Self::NoId => write!(f, "all {MAX_ID} service ids are in use: it stays as it was"),
-            Self::NoClass => {
-                write!(f, "all {} classes of front ends are in use: it stays as it was", crate::ids::CLASS_MASK)
-            }
-            Self::TooManyEndpoints(count) => {
-                write!(f, "{count} endpoints are more than {}: it stays as it was", u16::MAX)
-            }
-        }
-    }
-}
 
 /// The proxy's state: a pure machine that is fed with a [`Catalog`].
 #[derive(Clone, Debug)]
@@ -207,7 +158,7 @@ impl State {
                 table.chain(name, chain);
             }
         }
-        for ((set, address), _) in &self.shared {
+        for (set, address) in self.shared.keys() {
             table.element(&(*set).into(), tables::shared_key(*set, *address), Element::default());
         }
         let names: BTreeMap<SetName, Name> = SetName::ALL.map(|set| (set, set.into())).into();
@@ -223,7 +174,12 @@ impl State {
 
     fn update_changed(&mut self, catalog: &mut Catalog, found: &mut Found, now: Duration, delta: &mut Delta) {
         let mut queue = catalog.take_changed();
-        queue.extend(self.problems.iter().filter(|(_, p)| p.iter().any(is_shortage)).map(|(name, _)| name.clone()));
+        queue.extend(
+            self.problems
+                .iter()
+                .filter(|(_, p)| p.iter().any(Problem::is_shortage))
+                .map(|(name, _)| name.clone()),
+        );
         while let Some(name) = queue.pop_first() {
             self.update(&name, catalog, Pass { found, now, delta, queue: &mut queue });
         }
@@ -246,13 +202,11 @@ impl State {
             let fronts = self.claim(name, service.map_or(&[], |s| &s.cluster_ips), port);
             let chosen = choose(catalog.slices(name), port, self.config.family);
             let old = before.iter().find(|old| old.name == port.name && old.protocol == port.protocol);
-            match self.program(port, &fronts, chosen, old, &mut pass) {
-                Ok(programmed) => after.push(programmed),
-                Err(problem) => {
-                    self.problems.entry(name.clone()).or_default().push(problem);
-                    after.push(stay(port, fronts, old));
-                }
-            }
+            let wish = Wish { port, fronts, chosen, old };
+            after.push(self.program(&wish, &mut pass).unwrap_or_else(|problem| {
+                self.problems.entry(name.clone()).or_default().push(problem);
+                wish.stay()
+            }));
         }
         self.switch(name, &before, &after, &mut pass);
         if !after.is_empty() {
@@ -298,14 +252,8 @@ impl State {
     }
 
     /// A port as it should be, with an id and the classes that it needs.
-    fn program(
-        &mut self,
-        port: &ServicePort,
-        fronts: &[Front],
-        chosen: Chosen,
-        old: Option<&Programmed>,
-        pass: &mut Pass<'_>,
-    ) -> Result<Programmed, Problem> {
+    fn program(&mut self, wish: &Wish<'_>, pass: &mut Pass<'_>) -> Result<Programmed, Problem> {
+        let Wish { port, fronts, chosen, old } = wish;
         let endpoints = u16::try_from(chosen.usable.len());
         let endpoints = endpoints.map_err(|_| Problem::TooManyEndpoints(chosen.usable.len()))?;
         for front in fronts.iter().filter(|_| endpoints > 0) {
@@ -324,14 +272,14 @@ impl State {
         } else if endpoints == 0 {
             id = 0; // the old one is given back once its rows go
         }
-        let serving = if port.protocol == Protocol::Udp { chosen.serving.into() } else { Box::default() };
+        let udp = port.protocol == Protocol::Udp;
         Ok(Programmed {
             name: port.name.clone(),
             protocol: port.protocol,
             id,
-            fronts: fronts.into(),
-            rows: settle(slots, &chosen.usable).into(),
-            serving,
+            fronts: fronts.as_slice().into(),
+            rows: settle(&slots, &chosen.usable).into(),
+            serving: if udp { chosen.serving.as_slice().into() } else { Box::default() },
         })
     }
 
@@ -362,7 +310,13 @@ impl State {
     }
 
     /// Books the step from one set of ports of a Service to the next.
-    fn switch(&mut self, name: &ObjectName, before: &[Programmed], after: &[Programmed], pass: &mut Pass<'_>) {
+    fn switch(
+        &mut self,
+        name: &ObjectName,
+        before: &[Programmed],
+        after: &[Programmed],
+        pass: &mut Pass<'_>,
+    ) {
         if before == after {
             return;
         }
@@ -397,7 +351,8 @@ impl State {
                 if up { self.classes.enter(&class) } else { self.classes.leave(&class, pass.now) }
             }
         }
-        wants.extend(port.rows.iter().filter(|(_, here)| *here).map(|(row, _)| (SetName::Hairpins, row.ip())));
+        wants
+            .extend(port.rows.iter().filter(|(_, here)| *here).map(|(row, _)| (SetName::Hairpins, row.ip())));
         for want in wants {
             let count = self.shared.entry(want).or_insert(0);
             let key = || tables::shared_key(want.0, want.1);
@@ -432,7 +387,11 @@ impl State {
             }
         }
         for (slot, (endpoint, _)) in (0..).zip(&port.rows) {
-            each(SetName::Endpoints, tables::row_key(port.id, slot), tables::row(*endpoint).comment(label.clone()));
+            each(
+                SetName::Endpoints,
+                tables::row_key(port.id, slot),
+                tables::row(*endpoint).comment(label.clone()),
+            );
         }
     }
 }
@@ -445,66 +404,6 @@ struct Pass<'a> {
     queue: &'a mut BTreeSet<ObjectName>,
 }
 
-/// A problem that may go away by itself, when others give back what they hold.
-const fn is_shortage(problem: &Problem) -> bool {
-    matches!(problem, Problem::NoId | Problem::NoClass)
-}
-
-/// Where a port asks to be reached, in the table's family.
-fn fronts_of(addresses: &[IpAddr], port: &ServicePort, config: &Config) -> Vec<Front> {
-    let here = addresses.iter().filter(|address| in_family(**address, config.family));
-    let mut fronts: Vec<_> = here.map(|address| Front::Cluster(*address, port.protocol, port.port)).collect();
-    if !fronts.is_empty() {
-        fronts.extend(port.node_port.map(|node_port| Front::Node(port.protocol, node_port)));
-    }
-    fronts
-}
-
-/// A port that can't be brought up to date stays as it was, as far as it still has its front ends.
-fn stay(port: &ServicePort, fronts: Vec<Front>, old: Option<&Programmed>) -> Programmed {
-    let (name, protocol) = (port.name.clone(), port.protocol);
-    match old {
-        Some(old) => {
-            let kept = old.fronts.iter().filter(|front| fronts.contains(front)).copied();
-            Programmed { fronts: kept.collect(), ..old.clone() }
-        }
-        None => {
-            let (rows, serving) = (Box::default(), Box::default());
-            Programmed { name, protocol, id: 0, fronts: fronts.into(), rows, serving }
-        }
-    }
-}
-
-/// Gives each wanted endpoint a slot with as few moves as possible: those that are there stay, new ones take
-/// the slots of those that go, and the last one moves into a slot that stays empty.
-fn settle(slots: Vec<(SocketAddr, bool)>, wanted: &[(SocketAddr, bool)]) -> Vec<(SocketAddr, bool)> {
-    let mut missing: BTreeMap<SocketAddr, bool> = wanted.iter().copied().collect();
-    let mut kept: Vec<Option<(SocketAddr, bool)>> =
-        slots.iter().map(|(address, _)| missing.remove(address).map(|here| (*address, here))).collect();
-    for slot in kept.iter_mut().filter(|slot| slot.is_none()) {
-        *slot = missing.pop_first();
-    }
-    kept.extend(missing.into_iter().map(Some));
-    let mut slot = 0;
-    while slot < kept.len() {
-        if kept[slot].is_some() {
-            slot += 1;
-        } else {
-            kept.swap_remove(slot);
-        }
-    }
-    kept.into_iter().flatten().collect()
-}
-
-/// How an operator recognises an element: `namespace/name:port`, as far as a comment may be long.
-fn label(service: &ObjectName, port: &str) -> Box<str> {
-    const LONGEST: usize = 127;
-    let separator = if port.is_empty() { "" } else { ":" };
-    let text = format!("{service}{separator}{port}");
-    let plain = |c: char| if c.is_ascii_graphic() && c != '"' && c != '\\' { c } else { '?' };
-    text.chars().map(plain).take(LONGEST).collect::<String>().into()
-}
-
 #[cfg(test)]
 #[path = "state_tests.rs"]
-mod tests;
+pub(crate) mod tests;

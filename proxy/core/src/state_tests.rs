@@ -29,7 +29,12 @@ fn port(number: u16) -> Port {
 }
 
 /// The objects of one Service `name` at that cluster IP: TCP 80 (and node port) and UDP 53.
-fn service(name: &str, ip: &str, node_port: Option<u16>, endpoints: &[u8]) -> Vec<(ObjectKey, Arc<Object>)> {
+pub(crate) fn service(
+    name: &str,
+    ip: &str,
+    node_port: Option<u16>,
+    endpoints: &[u8],
+) -> Vec<(ObjectKey, Arc<Object>)> {
     let named = |name: &str, protocol, number, node_port: Option<u16>| ServicePort {
         name: name.into(),
         protocol,
@@ -40,10 +45,11 @@ fn service(name: &str, ip: &str, node_port: Option<u16>, endpoints: &[u8]) -> Ve
         cluster_ips: [ip.parse().unwrap()].into(),
         ports: [named("http", Protocol::Tcp, 80, node_port), named("dns", Protocol::Udp, 53, None)].into(),
     };
-    let slice_port = |name: &str, protocol, number| SlicePort { name: name.into(), protocol, port: port(number) };
+    let slice_port =
+        |name: &str, protocol, number| SlicePort { name: name.into(), protocol, port: port(number) };
     let endpoint = |n: &u8| Endpoint {
         address: [10, 244, n % 3, *n].into(),
-        state: EndpointState { ready: true, serving: true, terminating: false, here: n % 3 == 0 },
+        state: EndpointState { ready: true, serving: true, terminating: false, here: n.is_multiple_of(3) },
     };
     let part = Part {
         ports: [slice_port("http", Protocol::Tcp, 8080), slice_port("dns", Protocol::Udp, 5353)].into(),
@@ -77,7 +83,7 @@ impl Fake {
     fn commit(&mut self, transactions: &[Transaction]) -> Result<(), String> {
         for transaction in transactions {
             self.calls += 1;
-            if self.fail_every > 0 && self.calls % self.fail_every == 0 {
+            if self.fail_every > 0 && self.calls.is_multiple_of(self.fail_every) {
                 return Err("EBUSY".to_owned());
             }
             apply(&mut self.table, transaction).map_err(|refusal| refusal.to_string())?;
@@ -96,7 +102,9 @@ impl Fake {
                 let ruleset::Data::Value(value) = &element.data else { panic!("no value at {key:?}") };
                 let value = value.as_number().unwrap();
                 let class = &elements(SetName::Classes)[&Value::number(value & 0xfff).into()];
-                let ruleset::Data::Verdict(ruleset::Verdict::Goto(chain)) = &class.data else { panic!("{class:?}") };
+                let ruleset::Data::Verdict(ruleset::Verdict::Goto(chain)) = &class.data else {
+                    panic!("{class:?}")
+                };
                 let class = Class::named(chain.as_str()).unwrap();
                 for slot in 0..u32::from(class.endpoints) {
                     let row = tables::row_key(value >> CLASS_BITS, slot);
@@ -127,20 +135,24 @@ fn steps(transactions: &[Transaction]) -> Vec<String> {
     transactions.iter().map(text).collect()
 }
 
-struct World {
+pub(crate) struct World {
     catalog: Catalog,
-    state: State,
+    pub(crate) state: State,
     fake: Fake,
 }
 
 impl World {
-    fn new(services: &[Vec<(ObjectKey, Arc<Object>)>]) -> Self {
+    pub(crate) fn new(services: &[Vec<(ObjectKey, Arc<Object>)>]) -> Self {
         let (mut catalog, mut fake) = (catalog(services), Fake::default());
         let state = start(&mut catalog, &mut fake, at(0));
         Self { catalog, state, fake }
     }
 
-    fn change(&mut self, services: &[Vec<(ObjectKey, Arc<Object>)>], now: Duration) -> Vec<String> {
+    pub(crate) fn change(
+        &mut self,
+        services: &[Vec<(ObjectKey, Arc<Object>)>],
+        now: Duration,
+    ) -> Vec<String> {
         self.catalog.replace(&services.iter().flatten().cloned().collect());
         let transactions = self.state.sync(&mut self.catalog, now).into_transactions(&config());
         self.fake.commit(&transactions).unwrap();
@@ -162,10 +174,14 @@ fn a_change_of_one_endpoint_is_one_or_two_small_transactions() {
         world.change(&with(&[1, 2, 4]), at(20)),
         [
             // Chains cluster3 and spread3 are there because of the other Service.
-            format!("add chain external3, add rule to chain external3, add rule to chain external3, \
-                     add 1 elements to classes, add 2 {rows}"),
-            format!("delete 2 elements of frontends, add 2 {fronts}, \
-                     delete 1 elements of nodeports, add 1 elements to nodeports"),
+            format!(
+                "add chain external3, add rule to chain external3, add rule to chain external3, \
+                     add 1 elements to classes, add 2 {rows}"
+            ),
+            format!(
+                "delete 2 elements of frontends, add 2 {fronts}, \
+                     delete 1 elements of nodeports, add 1 elements to nodeports"
+            ),
         ]
     );
     assert_eq!(
@@ -176,9 +192,11 @@ fn a_change_of_one_endpoint_is_one_or_two_small_transactions() {
     assert_eq!(
         world.change(&with(&[5, 4]), at(22)),
         [
-            format!("delete 2 elements of frontends, add 2 {fronts}, \
+            format!(
+                "delete 2 elements of frontends, add 2 {fronts}, \
                      delete 1 elements of nodeports, add 1 elements to nodeports, \
-                     delete 2 elements of endpoints, add 2 {rows}"),
+                     delete 2 elements of endpoints, add 2 {rows}"
+            ),
             "delete 2 elements of endpoints".to_owned(),
         ]
     );
@@ -205,7 +223,8 @@ fn from_and_to_zero_endpoints_never_leave_a_gap() {
 
 #[test]
 fn a_restart_with_nothing_changed_writes_nothing() {
-    let services = [service("web", "10.96.0.1", Some(30080), &[1, 2, 4]), service("b", "10.96.0.2", None, &[5])];
+    let services =
+        [service("web", "10.96.0.1", Some(30080), &[1, 2, 4]), service("b", "10.96.0.2", None, &[5])];
     let mut world = World::new(&services);
     world.change(&[service("web", "10.96.0.1", Some(30080), &[2, 4]), services[1].clone()], at(1));
     world.change(&[service("web", "10.96.0.1", Some(30080), &[7, 4, 2]), services[1].clone()], at(9));
@@ -261,20 +280,6 @@ fn without_a_free_id_or_class_the_old_state_stays() {
     world.change(&with(&[1, 2]), at(3));
     let after = world.change(&with(&[1, 2]), at(13));
     assert!(world.state.problems().is_empty() && !after.is_empty(), "tried again once a number is free");
-}
-
-#[test]
-fn slots_are_kept_filled_and_moved_as_little_as_possible() {
-    let addresses = |list: &[u8]| {
-        list.iter().map(|n| (SocketAddr::from(([10, 0, 0, *n], 80)), false)).collect::<Vec<_>>()
-    };
-    let settled = |slots: &[u8], wanted: &[u8]| settle(addresses(slots), &addresses(wanted));
-    assert_eq!(settled(&[1, 2, 3], &[2, 3]), addresses(&[3, 2]), "the last one moves into the gap");
-    assert_eq!(settled(&[1, 2, 3], &[1, 3, 4]), addresses(&[1, 4, 3]), "a new one takes the gap");
-    assert_eq!(settled(&[1, 2, 3], &[3, 4]), addresses(&[4, 3]));
-    assert_eq!(settled(&[3, 1], &[1, 2, 3]), addresses(&[3, 1, 2]));
-    assert_eq!(settled(&[1, 1, 2], &[1, 2]), addresses(&[1, 2]), "one that was there twice");
-    assert_eq!(settled(&[1, 2], &[]), []);
 }
 
 /// Up to six Services with up to six endpoints each; an index is a name and a cluster IP.

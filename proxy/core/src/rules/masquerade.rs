@@ -15,7 +15,8 @@ pub fn rules(family: Family) -> Vec<Rule> {
     let masquerade = Statement::Masquerade(PortChoice::FullyRandom);
     let translated = || Field::CtStatus.has_any(ct_status::DNAT);
     let addresses = family.addresses();
-    let hairpin = ruleset::Selector::from([addresses.source, addresses.destination]).in_set(SetName::Hairpins);
+    let hairpin =
+        ruleset::Selector::from([addresses.source, addresses.destination]).in_set(SetName::Hairpins);
     vec![
         Rule::new([translated(), Writable::MetaPriority.set(Value::number(0))]),
         Rule::new([translated(), hairpin, masquerade.clone()]),

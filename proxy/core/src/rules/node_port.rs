@@ -15,9 +15,7 @@ pub fn dispatch(family: Family, node_ports: &NodePorts) -> Rule {
     let value = Selector::from(node_front()).map(SetName::NodePorts);
     let class = Selector::from(Field::MetaPriority.and(CLASS_MASK));
     let to_node = to_node(family, node_ports);
-    Rule::new(
-        to_node.into_iter().chain([Writable::MetaPriority.set(value), class.vmap(SetName::Classes)]),
-    )
+    Rule::new(to_node.into_iter().chain([Writable::MetaPriority.set(value), class.vmap(SetName::Classes)]))
 }
 
 /// Matches packets to the addresses at which node ports are open. Never loopback ones: their answer could not
@@ -29,7 +27,10 @@ pub fn to_node(family: Family, node_ports: &NodePorts) -> Vec<Statement> {
         NodePorts::At(_) => vec![destination.in_set(SetName::NodePortIps)],
         NodePorts::All => {
             let not_loopback = loopback(family).map(|subnet| destination.not_within(subnet));
-            [Some(Field::FibDaddrType.is(Value::number(FIB_LOCAL))), not_loopback].into_iter().flatten().collect()
+            [Some(Field::FibDaddrType.is(Value::number(FIB_LOCAL))), not_loopback]
+                .into_iter()
+                .flatten()
+                .collect()
         }
     }
 }
