@@ -1,0 +1,91 @@
+//! What went wrong with a call, and whether another member may do better.
+
+use etcd_client::Error;
+
+/// A call failed on every member that was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Failure {
+    /// No member answers.
+    #[error("etcd does not answer: {0}")]
+    Unreachable(String),
+    /// A member answers that it will not, or the files to reach it by are no good.
+    #[error("etcd at {endpoint} can't be used: {cause}")]
+    Refused {
+        /// Its URL.
+        endpoint: String,
+        /// Its words.
+        cause: String,
+    },
+}
+
+impl Failure {
+    /// `causes` are endpoints with what went wrong there.
+    pub(super) fn unreachable(causes: Vec<(String, String)>) -> Self {
+        let causes: Vec<_> = causes.into_iter().map(|(url, cause)| format!("{url}: {cause}")).collect();
+        Self::Unreachable(causes.join("; "))
+    }
+
+    pub(super) fn refused(endpoint: &str, cause: String) -> Self {
+        Self::Refused { endpoint: endpoint.to_owned(), cause }
+    }
+}
+
+/// What one member's failure means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Ask another one.
+    Away(String),
+    /// Another one would say the same.
+    Refused(String),
+}
+
+/// Numbers of gRPC's status codes (google.rpc.Code).
+mod code {
+    pub(super) const INVALID_ARGUMENT: i32 = 3;
+    pub(super) const PERMISSION_DENIED: i32 = 7;
+    pub(super) const FAILED_PRECONDITION: i32 = 9;
+    pub(super) const UNAUTHENTICATED: i32 = 16;
+}
+
+/// What a failure of etcd's client means.
+pub(super) fn judge(error: &Error) -> Verdict {
+    match error {
+        Error::GRpcStatus(status) => {
+            let refused = matches!(
+                i32::from(status.code()),
+                code::INVALID_ARGUMENT
+                    | code::PERMISSION_DENIED
+                    | code::FAILED_PRECONDITION
+                    | code::UNAUTHENTICATED
+            );
+            let cause = std::error::Error::source(status).map_or_else(|| status.message().to_owned(), root);
+            if refused { Verdict::Refused(cause) } else { Verdict::Away(cause) }
+        }
+        Error::TransportError(error) => Verdict::Away(root(error)),
+        Error::InvalidArgs(_) | Error::InvalidUri(_) | Error::InvalidMetadataValue(_) => {
+            Verdict::Refused(one_line(&error.to_string()))
+        }
+        other => Verdict::Away(one_line(&other.to_string())),
+    }
+}
+
+/// The innermost cause, which is the one that says something ("Connection refused", "invalid peer
+/// certificate"), on one line, with a hint where the two sides do not speak the same protocol.
+fn root(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut innermost = error;
+    while let Some(cause) = innermost.source() {
+        innermost = cause;
+    }
+    let text = one_line(&innermost.to_string());
+    match text.as_str() {
+        "" => one_line(&error.to_string()),
+        _ if text.contains("InvalidContentType") => {
+            format!("{text} (the endpoint does not speak TLS: write http://)")
+        }
+        _ => text,
+    }
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,243 @@
+//! The lease that this node holds, and what a look into etcd says about it. Nothing here does I/O.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use overlay_core::{
+    host::NodeFacts,
+    lease::{Lease, RawLease},
+    wire::{LeaseKey, LeaseValue, NodeRecord, vxlan_value},
+};
+use tokio::time::Instant;
+
+use super::store::Snapshot;
+
+/// A lease of ours.
+#[derive(Clone, Debug)]
+pub(super) struct Held {
+    /// What it says.
+    pub(super) lease: Lease,
+    /// Its key below `<prefix>/subnets/`.
+    pub(super) key: String,
+    /// Values that we wrote, or may have written before the answer was lost. Any of them is ours.
+    values: Vec<String>,
+    /// The revision at which it was last written.
+    pub(super) modified: i64,
+    /// etcd's lease that the key ends with; 0 for a reservation.
+    pub(super) ttl_lease: i64,
+    /// When to renew; never for a reservation.
+    pub(super) renew_at: Option<Instant>,
+}
+
+/// What became of a lease that we hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It is there as we wrote it.
+    Ours,
+    /// It is there as we wrote it, but was written again since.
+    Rewritten {
+        /// When.
+        modified: i64,
+        /// etcd's lease that it ends with now.
+        ttl_lease: i64,
+    },
+    /// It was deleted, or ended.
+    Gone,
+    /// Somebody else wrote it.
+    Taken {
+        /// The address in it, where it can be read.
+        by: String,
+    },
+}
+
+/// etcd's lease under which a key is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Term {
+    /// Its number; 0 for a reservation.
+    pub(super) ttl_lease: i64,
+    /// How long it lasts from now on.
+    pub(super) lasts: Duration,
+    /// How long before its end it is renewed.
+    pub(super) margin: Duration,
+}
+
+impl Held {
+    /// A lease that is about to be written for the first time.
+    pub(super) fn new(lease: Lease) -> Self {
+        let key = LeaseKey { subnet: lease.subnet, ipv6: None }.to_string();
+        Self { lease, key, values: Vec::new(), modified: 0, ttl_lease: 0, renew_at: None }
+    }
+
+    /// The value that the lease ought to have.
+    pub(super) fn value(&self) -> String {
+        vxlan_value(self.lease.public_ip, self.lease.vni, self.lease.vtep_mac)
+    }
+
+    /// The record that belongs to it.
+    pub(super) fn record(&self) -> NodeRecord {
+        NodeRecord { subnet: self.lease.subnet, public_ip: self.lease.public_ip }
+    }
+
+    /// The value is about to be sent: from now on it may be there.
+    pub(super) fn writing(&mut self) {
+        let value = self.value();
+        if !self.values.contains(&value) {
+            self.values.push(value);
+        }
+    }
+
+    /// The value was written, at the revision `modified` and under `term`.
+    pub(super) fn wrote(&mut self, modified: i64, term: Term) {
+        self.values = vec![self.value()];
+        self.modified = modified;
+        self.ttl_lease = term.ttl_lease;
+        let reservation = term.ttl_lease == 0;
+        self.lease.expires = (!reservation).then(|| unix_time().saturating_add(term.lasts.as_secs()));
+        let wait = term.lasts.saturating_sub(term.margin).max(Duration::from_secs(1));
+        self.renew_at = (!reservation).then(|| Instant::now() + wait);
+    }
+
+    /// What `snapshot` says about it.
+    pub(super) fn standing(&self, snapshot: &Snapshot) -> Standing {
+        let Some(RawLease { value, modified, ttl_lease, .. }) = snapshot.leases.get(&self.key) else {
+            return Standing::Gone;
+        };
+        if !self.values.contains(value) {
+            let parsed = value.parse::<LeaseValue>();
+            let by = parsed.map_or_else(|_| "an unknown node".to_owned(), |v| v.public_ip.to_string());
+            Standing::Taken { by }
+        } else if *modified == self.modified {
+            Standing::Ours
+        } else {
+            Standing::Rewritten { modified: *modified, ttl_lease: *ttl_lease }
+        }
+    }
+
+    /// Takes in what changed about this node.
+    pub(super) fn update(&mut self, facts: &NodeFacts) {
+        self.lease.public_ip = facts.public_ip;
+        let device = facts.vteps.iter().find(|(vni, _)| *vni == self.lease.vni);
+        if let Some((_, mac)) = device {
+            self.lease.vtep_mac = *mac;
+        }
+    }
+
+    /// What is written there is not what the lease ought to say.
+    pub(super) fn differs(&self, snapshot: &Snapshot) -> bool {
+        snapshot.leases.get(&self.key).is_none_or(|lease| lease.value != self.value())
+    }
+
+    /// It is time to renew.
+    pub(super) fn is_due(&self) -> bool {
+        self.renew_at.is_some_and(|at| at <= Instant::now())
+    }
+}
+
+/// Seconds since 1970.
+fn unix_time() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// The oldest lease that overlaps the one at `key` and was there before it.
+pub(super) fn older_overlap<'a>(snapshot: &'a Snapshot, key: &str) -> Option<&'a RawLease> {
+    let ours = snapshot.leases.get(key)?;
+    let subnet = ours.key.parse::<LeaseKey>().ok()?.subnet;
+    let overlaps = |other: &&RawLease| {
+        let theirs = other.key.parse::<LeaseKey>().map(|key| key.subnet);
+        // A lease of everything is garbled, and stands in nobody's way.
+        other.key != ours.key
+            && other.created < ours.created
+            && theirs.is_ok_and(|theirs| theirs.prefix() > 0 && theirs.overlaps(&subnet))
+    };
+    snapshot.leases.values().filter(overlaps).min_by_key(|other| other.created)
+}
+
+#[cfg(test)]
+mod tests {
+    use netmodel::Vni;
+
+    use super::*;
+
+    const TERM: Term =
+        Term { ttl_lease: 7, lasts: Duration::from_secs(86400), margin: Duration::from_secs(3600) };
+
+    fn held() -> Held {
+        let mut held = Held::new(Lease {
+            subnet: "10.5.3.0/24".parse().unwrap(),
+            public_ip: "192.0.2.1".parse().unwrap(),
+            vtep_mac: "c6:d2:32:6f:8f:44".parse().unwrap(),
+            vni: Vni::try_from(1).unwrap(),
+            expires: None,
+        });
+        held.writing();
+        held.wrote(5, TERM);
+        held
+    }
+
+    fn raw(key: &str, value: String, created: i64, modified: i64) -> RawLease {
+        RawLease { key: key.to_owned(), value, created, modified, ttl_lease: 7 }
+    }
+
+    fn snapshot(leases: Vec<RawLease>) -> Snapshot {
+        let leases = leases.into_iter().map(|lease| (lease.key.clone(), lease)).collect();
+        Snapshot { leases, ..Snapshot::default() }
+    }
+
+    #[tokio::test]
+    async fn a_lease_is_ours_gone_or_taken() {
+        let held = held();
+        let other = held.value().replace("192.0.2.1", "192.0.2.9");
+        assert_eq!(held.standing(&snapshot(vec![])), Standing::Gone);
+        assert_eq!(held.standing(&snapshot(vec![raw("10.5.3.0-24", held.value(), 5, 5)])), Standing::Ours);
+        assert_eq!(
+            held.standing(&snapshot(vec![raw("10.5.3.0-24", held.value(), 5, 9)])),
+            Standing::Rewritten { modified: 9, ttl_lease: 7 }
+        );
+        assert_eq!(
+            held.standing(&snapshot(vec![raw("10.5.3.0-24", other, 5, 9)])),
+            Standing::Taken { by: "192.0.2.9".to_owned() }
+        );
+        assert_eq!(
+            held.standing(&snapshot(vec![raw("10.5.3.0-24", "{".to_owned(), 5, 9)])),
+            Standing::Taken { by: "an unknown node".to_owned() }
+        );
+    }
+
+    #[tokio::test]
+    async fn a_write_whose_answer_was_lost_is_known_again() {
+        let mut held = held();
+        let before = held.value();
+        held.lease.public_ip = "192.0.2.2".parse().unwrap();
+        held.writing();
+        for value in [before, held.value()] {
+            let found = held.standing(&snapshot(vec![raw("10.5.3.0-24", value, 5, 9)]));
+            assert_eq!(found, Standing::Rewritten { modified: 9, ttl_lease: 7 });
+        }
+        held.wrote(9, TERM);
+        let old = held.value().replace("192.0.2.2", "192.0.2.1");
+        let found = held.standing(&snapshot(vec![raw("10.5.3.0-24", old, 5, 11)]));
+        assert!(matches!(found, Standing::Taken { .. }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_is_renewed_its_margin_before_the_end_and_a_reservation_never() {
+        let mut held = held();
+        tokio::time::advance(TERM.lasts - TERM.margin - Duration::from_secs(1)).await;
+        assert!(!held.is_due());
+        tokio::time::advance(Duration::from_secs(2)).await;
+        assert!(held.is_due());
+        held.wrote(6, Term { ttl_lease: 0, ..TERM });
+        assert_eq!((held.renew_at, held.lease.expires), (None, None));
+    }
+
+    #[tokio::test]
+    async fn the_older_of_two_leases_that_overlap_is_found() {
+        let value = held().value();
+        let ours = raw("10.5.3.0-24", value.clone(), 5, 5);
+        let with = |other: RawLease| snapshot(vec![ours.clone(), other]);
+        let older = with(raw("10.5.2.0-23", value.clone(), 4, 8));
+        assert_eq!(older_overlap(&older, "10.5.3.0-24").map(|l| l.key.as_str()), Some("10.5.2.0-23"));
+        assert_eq!(older_overlap(&with(raw("10.5.2.0-23", value.clone(), 6, 6)), "10.5.3.0-24"), None);
+        assert_eq!(older_overlap(&with(raw("0.0.0.0-0", value.clone(), 1, 1)), "10.5.3.0-24"), None);
+        assert_eq!(older_overlap(&with(raw("10.5.4.0-24", value, 1, 1)), "10.5.3.0-24"), None);
+    }
+}

@@ -1,0 +1,263 @@
+//! Getting a lease and keeping it.
+
+use std::time::Duration;
+
+use overlay_core::{
+    host::{NodeFacts, NodeIdentity},
+    lease::{Choice, Claim, Known, Lease, NoSubnet, RawLease, choose},
+    wire::LeaseKey,
+};
+use tokio::time::{Instant, sleep};
+
+use super::{
+    End, Fatal, GATHER, Session,
+    held::{Held, Standing, Term, older_overlap},
+    pick,
+    store::{Condition, Snapshot, Write},
+};
+use crate::source::facts;
+
+/// A race for a subnet that is lost this often is worth a line.
+const MANY_RACES: u32 = 10;
+
+/// A lease that we held and lost.
+#[derive(Clone, Debug)]
+pub(super) struct Lost {
+    pub(super) lease: Lease,
+    /// What happened, as the end of "the lease of 10.5.3.0/24 ...".
+    how: String,
+    /// Somebody else wrote it, as its record if that has our identity.
+    foreign: bool,
+}
+
+impl Session {
+    /// Makes sure that this node holds a lease which says what it should.
+    pub(super) async fn hold(&mut self) -> Result<(), End> {
+        let facts = facts(&mut self.ports).await;
+        if let Some(held) = &mut self.held {
+            let how = match held.standing(&self.snapshot) {
+                Standing::Ours => None,
+                Standing::Rewritten { modified, ttl_lease } => {
+                    held.modified = modified;
+                    if held.ttl_lease != ttl_lease {
+                        held.ttl_lease = ttl_lease;
+                        held.lease.expires = held.lease.expires.filter(|_| ttl_lease != 0);
+                        held.renew_at = (ttl_lease != 0).then(Instant::now);
+                    }
+                    None
+                }
+                Standing::Gone => Some(("was deleted or ended".to_owned(), false)),
+                Standing::Taken { by } => Some((format!("was taken by {by}"), true)),
+            };
+            if let Some((how, foreign)) = how {
+                tracing::warn!(subnet = %held.lease.subnet, "the lease {how}");
+                self.lost = Some(Lost { lease: held.lease, how, foreign });
+                self.held = None;
+            }
+        }
+        match self.held.clone() {
+            Some(held) => self.keep(held, &facts).await,
+            None => self.acquire(&facts).await,
+        }
+    }
+
+    /// Writes the lease again where it is due, or where it says something that is no longer so.
+    async fn keep(&mut self, mut held: Held, facts: &NodeFacts) -> Result<(), End> {
+        let address = held.lease.public_ip;
+        held.update(facts);
+        let changed = held.differs(&self.snapshot);
+        if !changed && !held.is_due() {
+            return Ok(());
+        }
+        let condition = Condition::Unchanged(held.modified);
+        let reservation = held.ttl_lease == 0;
+        let before = held.ttl_lease;
+        let subnet = held.lease.subnet;
+        if !self.write(held, condition, reservation, facts.identity).await? {
+            return Err(End::Again);
+        }
+        if changed {
+            tracing::info!(%subnet, from = %address, to = %facts.public_ip, "told the others this node's new address");
+        } else {
+            tracing::debug!(%subnet, "renewed the lease");
+        }
+        if before != 0 {
+            self.store.revoke(before).await;
+        }
+        Ok(())
+    }
+
+    /// Takes a subnet, whichever is left for us.
+    async fn acquire(&mut self, facts: &NodeFacts) -> Result<(), End> {
+        for race in 1.. {
+            if self.lost.is_none() && self.must_settle().await? {
+                continue;
+            }
+            let choice = self.choose(facts)?;
+            if choice.claim == Claim::Create && self.lost.is_none() && self.snapshot.settling {
+                self.wait_for_holders().await?;
+                continue;
+            }
+            if self.claim(&choice, facts).await? {
+                return Ok(());
+            }
+            if race % MANY_RACES == 0 {
+                tracing::warn!(race, "lost race after race for a subnet; trying on");
+            }
+            sleep(self.random.jitter(GATHER)).await;
+        }
+        Err(End::Again)
+    }
+
+    /// Sees to it that the store has Weft's mark. Whether something has changed.
+    async fn must_settle(&mut self) -> Result<bool, End> {
+        if self.snapshot.known {
+            return Ok(false);
+        }
+        let snapshot = self.store.mark(seconds(self.times.settle)).await?;
+        self.learn(snapshot);
+        Ok(true)
+    }
+
+    /// Waits while those who held leases in an emptied store may write them again.
+    async fn wait_for_holders(&mut self) -> Result<(), End> {
+        tracing::info!("etcd is new to Weft: waiting a moment for nodes that may hold leases");
+        // A change of etcd's leader prolongs what is to end: not for ever.
+        let deadline = Instant::now() + self.times.settle.saturating_mul(3);
+        while self.snapshot.settling && Instant::now() < deadline {
+            sleep(self.times.settle / 10).await;
+            let snapshot = self.store.list().await?;
+            self.learn(snapshot);
+        }
+        self.snapshot.settling = false;
+        Ok(())
+    }
+
+    fn choose(&mut self, facts: &NodeFacts) -> Result<Choice, End> {
+        let Some((_, config)) = &self.config else { return Err(End::Again) };
+        let leases: Vec<RawLease> = self.snapshot.leases.values().cloned().collect();
+        let mut records = self.snapshot.records.clone();
+        let mut facts = facts.clone();
+        if let Some(lost) = &self.lost {
+            facts.previous = Some(lost.lease.subnet);
+            if lost.foreign {
+                // We did not write what the record says: another node has our identity.
+                records.retain(|(identity, _)| *identity != facts.identity);
+            }
+        }
+        let known = Known { leases: &leases, records: &records };
+        choose(known, config, &facts, &mut |below| pick(&mut self.random, below)).map_err(|none| match none {
+            NoSubnet::AllOverlap { .. } if self.lost.is_none() => End::Fatal(Fatal(none)),
+            none => End::Missing(none.to_string()),
+        })
+    }
+
+    /// Carries out a choice. Whether the subnet is ours now.
+    async fn claim(&mut self, choice: &Choice, facts: &NodeFacts) -> Result<bool, End> {
+        let held = Held::new(choice.lease);
+        let (condition, reservation) = match choice.claim {
+            Claim::Create => (Condition::Absent, false),
+            Claim::Replace { modified, reservation } => {
+                (condition(&self.snapshot, &held.key, modified), reservation)
+            }
+        };
+        let key = held.key.clone();
+        if !self.write(held, condition, reservation, facts.identity).await? {
+            return Ok(false);
+        }
+        if let (Claim::Create, Some(older)) = (choice.claim, older_overlap(&self.snapshot, &key)) {
+            tracing::warn!(subnet = %choice.lease.subnet, older = older.key, "another lease overlaps ours and is older; giving ours back");
+            if let Some(ours) = self.snapshot.leases.get(&key).cloned() {
+                self.held = None;
+                let snapshot = self.store.remove(&ours).await?;
+                self.learn(snapshot);
+            }
+            return Ok(false);
+        }
+        self.announce(choice);
+        // A reservation is the operator's, not ours to remove.
+        for stale in choice.stale.iter().filter(|lease| lease.ttl_lease != 0 && lease.key != key) {
+            tracing::info!(lease = stale.key, "removing an earlier lease of this node");
+            let snapshot = self.store.remove(stale).await?;
+            self.learn(snapshot);
+        }
+        Ok(true)
+    }
+
+    /// Logs, and notes, which lease we have now and why.
+    fn announce(&mut self, choice: &Choice) {
+        let subnet = choice.lease.subnet;
+        if let Some((other, host)) = &choice.overlap {
+            tracing::warn!("{other} overlaps {host} of this host: it is not leased again");
+        }
+        let Some(lost) = self.lost.take() else {
+            tracing::info!(%subnet, why = %choice.reason, "leased a subnet");
+            return;
+        };
+        let Lost { lease: Lease { subnet: before, .. }, how, .. } = lost;
+        let note = if before == subnet {
+            format!("the lease of {before} {how}; took it again")
+        } else {
+            format!("the lease of {before} {how}; leased {subnet} instead: running pods keep their addresses")
+        };
+        tracing::warn!("{note}");
+        self.note = Some(note);
+    }
+
+    /// Writes a lease. Whether it was written; if so, it is the one that we hold.
+    async fn write(
+        &mut self,
+        mut held: Held,
+        condition: Condition,
+        reservation: bool,
+        identity: NodeIdentity,
+    ) -> Result<bool, End> {
+        let (ttl_lease, lasts) =
+            if reservation { (0, 0) } else { self.store.grant(seconds(self.times.lease)).await? };
+        let term = Term { ttl_lease, lasts: Duration::from_secs(lasts), margin: self.margin };
+        held.writing();
+        let write = Write {
+            key: held.key.clone(),
+            value: held.value(),
+            ttl_lease,
+            condition,
+            record: (identity, held.record()),
+            outdated: self.snapshot.others_of(held.lease.subnet, identity),
+        };
+        let holds_already = held.modified != 0;
+        if holds_already {
+            // Should the answer get lost, both the old value and the new one are ours.
+            self.held = Some(held.clone());
+        }
+        let outcome = self.store.write(&write).await?;
+        self.learn(outcome.snapshot);
+        if !outcome.written {
+            if ttl_lease != 0 {
+                self.store.revoke(ttl_lease).await;
+            }
+            return Ok(false);
+        }
+        let modified = self.snapshot.leases.get(&held.key).map_or(0, |lease| lease.modified);
+        held.wrote(modified, term);
+        self.held = Some(held);
+        Ok(true)
+    }
+}
+
+/// What must hold so that the lease which was last written at `modified` is replaced by one at `key`.
+fn condition(snapshot: &Snapshot, key: &str, modified: i64) -> Condition {
+    let subnet = |key: &str| key.parse::<LeaseKey>().map(|key| key.subnet).ok();
+    let from = snapshot
+        .leases
+        .values()
+        .find(|lease| lease.modified == modified && subnet(&lease.key) == subnet(key));
+    match from {
+        Some(lease) if lease.key != key => Condition::Renamed { from: lease.key.clone(), modified },
+        _ => Condition::Unchanged(modified),
+    }
+}
+
+/// etcd counts in whole seconds.
+fn seconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
+}

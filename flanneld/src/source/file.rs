@@ -1,0 +1,193 @@
+//! Leases in a file: for tests, for bug reports, and for a look at what would be done.
+//!
+//! ```json
+//! {
+//!   "config": {"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}},
+//!   "own": "10.5.34.0-24",
+//!   "leases": {
+//!     "10.5.34.0-24": {"PublicIP": "192.168.64.3", "BackendType": "vxlan",
+//!                      "BackendData": {"VNI": 1, "VtepMAC": "c6:d2:32:6f:8f:44"}},
+//!     "10.5.35.0-24": {"PublicIP": "192.168.64.4", "BackendType": "vxlan",
+//!                      "BackendData": {"VNI": 1, "VtepMAC": "06:5f:64:b0:a2:e1"}}
+//!   }
+//! }
+//! ```
+//!
+//! `config` is what etcd has at `<prefix>/config`, each lease what it has at `<prefix>/subnets/<key>`.
+//! `own` names this node's lease; without it, the subnet is chosen as in etcd: the lease with this node's
+//! device or public address, else the subnet of `subnet.env`, else the first free one. Nothing is ever
+//! written to the file. When it changes it is read again; while it can't be read or is not valid, what was
+//! read before stays.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use daemon::OnChange;
+use overlay_core::{
+    config::{BadConfig, Config},
+    host::NodeFacts,
+    lease::{Assignment, Known, Lease, NoSubnet, RawLease, SourceState, View, choose},
+    wire::{LeaseKey, LeaseValue},
+};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::{Fatal, Ports};
+
+/// How often the file is looked at.
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// Leases in a file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It cannot be read.
+    #[error("failed to read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+    /// It is not the JSON that was expected.
+    #[error("failed to parse {}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        cause: serde_json::Error,
+    },
+    /// Its configuration is not valid.
+    #[error("{} is not valid", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// All mistakes.
+        #[source]
+        cause: BadConfig,
+    },
+    /// `own` names nothing that can be this node's lease.
+    #[error("{}: own {own:?} is not one of the subnets that may be leased", path.display())]
+    Own {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        own: String,
+    },
+    /// There is no subnet for this node.
+    #[error("failed to choose a subnet from {}", path.display())]
+    NoSubnet {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: NoSubnet,
+    },
+}
+
+/// The file as it is written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    config: Value,
+    #[serde(default)]
+    own: Option<String>,
+    #[serde(default)]
+    leases: Map<String, Value>,
+}
+
+/// What the file says to a node with those facts.
+///
+/// # Errors
+/// The file cannot be read or is not valid, or there is no subnet for this node.
+pub fn read(path: &Path, facts: &NodeFacts) -> Result<Assignment, FileError> {
+    let at = || path.to_owned();
+    let text = fs::read_to_string(path).map_err(|cause| FileError::Read { path: at(), cause })?;
+    let document: Document =
+        serde_json::from_str(&text).map_err(|cause| FileError::Parse { path: at(), cause })?;
+    let config = Config::parse(&document.config.to_string())
+        .map_err(|cause| FileError::Config { path: at(), cause })?;
+    let leases: Vec<RawLease> = document.leases.into_iter().zip(1..).map(raw_lease).collect();
+    let own = match &document.own {
+        Some(own) => named(own, &leases, &config, facts)
+            .ok_or_else(|| FileError::Own { path: at(), own: own.clone() })?,
+        None => {
+            let known = Known { leases: &leases, records: &[] };
+            // The same file gives the same plan: the first free subnet is taken.
+            let choice = choose(known, &config, facts, &mut |_| 0);
+            choice.map_err(|cause| FileError::NoSubnet { path: at(), cause })?.lease
+        }
+    };
+    Ok(Assignment { config, own, note: None, leases: leases.into() })
+}
+
+/// This node's lease, where the file names it.
+fn named(own: &str, leases: &[RawLease], config: &Config, facts: &NodeFacts) -> Option<Lease> {
+    let subnet = own.parse::<LeaseKey>().ok()?.subnet;
+    let vni = config.vxlan.vni;
+    let device = facts.vteps.iter().find(|(number, _)| *number == vni).map(|(_, mac)| *mac);
+    let written = leases.iter().find(|lease| lease.key == own);
+    let written = written.and_then(|lease| lease.value.parse::<LeaseValue>().ok()?.vtep_mac?.parse().ok());
+    let vtep_mac = device.or(written).unwrap_or_else(|| facts.identity.vtep_mac(vni));
+    let lease = Lease { subnet, public_ip: facts.public_ip, vtep_mac, vni, expires: None };
+    config.offers(subnet).then_some(lease)
+}
+
+/// Follows the file, for ever; returns if no subnet is free of overlap with this host at the start.
+pub(super) async fn follow(path: &Path, mut ports: Ports) -> Fatal {
+    let mut said = OnChange::default();
+    let mut before = None;
+    loop {
+        let facts = super::facts(&mut ports).await;
+        // Looked at first: a change while the file is read is seen the next time.
+        let now = fingerprint(path);
+        if before.as_ref() != Some(&(now, facts.clone())) {
+            match read(path, &facts) {
+                Ok(assignment) => publish(&ports, assignment, &mut said),
+                Err(FileError::NoSubnet { cause, .. })
+                    if matches!(cause, NoSubnet::AllOverlap { .. })
+                        && ports.view.borrow().assignment.is_none() =>
+                {
+                    return Fatal(cause);
+                }
+                Err(error) => {
+                    let problem = daemon::one_line(&error);
+                    if said.is_new(&problem) {
+                        tracing::warn!("{problem}; trying again when it changes");
+                    }
+                    let state = SourceState { connected: false, problem: Some(problem) };
+                    ports.view.send_modify(|view| view.state = state);
+                }
+            }
+            before = Some((now, facts));
+        }
+        tokio::select! {
+            () = tokio::time::sleep(INTERVAL) => {}
+            () = super::changed(&mut ports) => {}
+        }
+    }
+}
+
+fn publish(ports: &Ports, assignment: Assignment, said: &mut OnChange) {
+    if said.clear() {
+        tracing::info!("the file can be used again");
+    }
+    let state = SourceState { connected: true, problem: None };
+    ports.view.send_replace(View { assignment: Some(Arc::new(assignment)), state });
+}
+
+/// What changes when a file is written or replaced; `None` while there is none.
+fn fingerprint(path: &Path) -> Option<(u64, u64, i64, i64)> {
+    let data = fs::metadata(path).ok()?;
+    Some((data.ino(), data.len(), data.mtime(), data.mtime_nsec()))
+}
+
+fn raw_lease(((key, value), line): ((String, Value), i64)) -> RawLease {
+    RawLease { key, value: value.to_string(), created: line, modified: line, ttl_lease: 0 }
+}
