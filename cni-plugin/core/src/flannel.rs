@@ -2,7 +2,10 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::{Code, Error, Network, SubnetEnv, json::find};
+use crate::{
+    Code, Error, Network, SubnetEnv,
+    json::{Keys, find},
+};
 
 /// Where `flanneld` writes the node's subnet.
 ///
@@ -20,6 +23,14 @@ pub fn status_file(subnet_file: &str) -> String {
     let slash = if subnet_file.contains('/') { "/" } else { "" };
     let name = if name == "subnet.env" { "status.json".to_owned() } else { format!("{name}.status.json") };
     format!("{folder}{slash}{name}")
+}
+
+/// Why the network is not ready, in `flanneld`'s own words, from the text of its status file.
+#[must_use]
+pub fn reason_in_status(text: &str) -> Option<String> {
+    let Ok(Value::Object(map)) = serde_json::from_str(text) else { return None };
+    let keys = Keys::root(&map);
+    keys.filled("reason").ok().flatten().map(str::to_owned)
 }
 
 /// Where the reference keeps one file per container with the configuration that it delegated.

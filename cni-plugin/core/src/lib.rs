@@ -24,7 +24,9 @@ pub use attachment::{Attachment, Owner, owner_of};
 pub use bridge::Bridge;
 pub use check::{Seen, SeenLink, check};
 pub use error::{Code, Error};
-pub use flannel::{delegate_config, delegate_type, foreign_delegate, scratch_dir, status_file, subnet_file};
+pub use flannel::{
+    delegate_config, delegate_type, foreign_delegate, reason_in_status, scratch_dir, status_file, subnet_file,
+};
 pub use ipam::{DEFAULT_DATA_DIR, Ipam, data_dir, parse_resolv_conf};
 pub use plan::{Chosen, HostAddress, Plan, PodRoute};
 pub use request::{Arguments, Environment, Invocation, Network, Verb, about};

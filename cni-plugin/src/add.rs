@@ -1,0 +1,116 @@
+//! ADD: everything is checked, then addresses are reserved, then links are made; what was done is
+//! taken back if a later step fails.
+
+use std::{fs, path::Path};
+
+use cni_core::{Bridge, Chosen, Dns, Error, Interface, IpConfig, Ipam, Outcome, Plan, parse_resolv_conf};
+use linux::{netlink::RouteSocket, netns::Netns};
+
+use crate::{
+    failure::{self, kernel},
+    linkage::{self, Host},
+    lock, networks,
+    networks::Call,
+    pod,
+    reservations::Reservations,
+    undo::{Step, Undo},
+};
+
+/// Attaches and returns the result.
+pub(crate) fn add(call: &Call) -> Result<String, Error> {
+    let network = networks::complete(&call.network)?;
+    let bridge = Bridge::parse(&network, &call.args)?;
+    if bridge.ip_masq {
+        return Err(Error::unsupported("ipMasq", "true"));
+    }
+    let previous = network.previous().map(Outcome::parse).transpose()?;
+    let netns = pod::open(call)?;
+    refuse_taken(call, &netns)?;
+    let reservations = networks::reservations(&network)?;
+    let mut undo = Undo::new(&call.who, reservations.as_ref());
+    let chosen = match bridge.ipam.as_ref().zip(reservations.as_ref()) {
+        Some((ipam, reservations)) => reserve(ipam, reservations, call, &mut undo)?,
+        None => Vec::new(),
+    };
+    let plan = Plan::new(&bridge, &call.who, &chosen);
+    let interfaces = attach(call, (&bridge, &plan), &netns, &mut undo)?;
+    let made = outcome(&bridge, &plan, interfaces)?;
+    let whole = previous.map_or(made.clone(), |previous| made.after(previous));
+    let text = whole.to_json(network.version)?;
+    undo.keep();
+    Ok(text)
+}
+
+/// The container has no interface of that name.
+fn refuse_taken(call: &Call, netns: &Netns) -> Result<(), Error> {
+    let mut socket = RouteSocket::open_in(netns).map_err(|e| kernel(&e))?;
+    match socket.link(&call.who.ifname).map_err(|e| kernel(&e))? {
+        Some(_) => Err(linkage::taken(&call.who.ifname, &linkage::host_name(&call.who)?)),
+        None => Ok(()),
+    }
+}
+
+/// One address of each set.
+fn reserve(
+    ipam: &Ipam,
+    reservations: &Reservations,
+    call: &Call,
+    undo: &mut Undo<'_>,
+) -> Result<Vec<Chosen>, Error> {
+    let locked = reservations.lock(lock::PATIENCE)?;
+    let mut chosen = Vec::with_capacity(ipam.sets.len());
+    for (index, set) in ipam.sets.iter().enumerate() {
+        let one = locked.reserve(index, set, &ipam.requested, &call.who)?;
+        undo.push(Step::Reserved(one));
+        chosen.push(one);
+    }
+    Ok(chosen)
+}
+
+/// Makes and configures the links: bridge, host end, container end, in the result's order.
+fn attach(
+    call: &Call,
+    (bridge, plan): (&Bridge, &Plan),
+    netns: &Netns,
+    undo: &mut Undo<'_>,
+) -> Result<Vec<Interface>, Error> {
+    let socket = RouteSocket::open().map_err(|e| kernel(&e))?;
+    let mut host = Host { socket, bridge, plan };
+    let device = host.ensure_bridge()?;
+    host.ensure_gateways(&device)?;
+    let (indexes, _) = host.cable(&device, netns, &call.who, undo)?;
+    pod::configure(netns, indexes.far, &call.who.ifname, plan)?;
+    let (switch, near) = (host.report(device.index)?, host.report(indexes.near)?);
+    let far = Interface {
+        name: call.who.ifname.to_string(),
+        mac: plan.mac.to_string(),
+        sandbox: call.netns.clone().unwrap_or_default(),
+        mtu: near.mtu,
+    };
+    Ok(vec![switch, near, far])
+}
+
+fn outcome(bridge: &Bridge, plan: &Plan, interfaces: Vec<Interface>) -> Result<Outcome, Error> {
+    let container = interfaces.len() - 1;
+    let ip = |chosen: &Chosen| IpConfig {
+        address: chosen.address,
+        prefix: chosen.prefix,
+        gateway: chosen.gateway,
+        interface: Some(container),
+    };
+    let resolver = bridge.ipam.as_ref().and_then(|ipam| ipam.resolv_conf.as_deref());
+    let dns = match resolver {
+        _ if bridge.dns != Dns::default() => bridge.dns.clone(),
+        None => Dns::default(),
+        Some(path) => {
+            let text = fs::read_to_string(path).map_err(|e| failure::file("read", Path::new(path), &e))?;
+            parse_resolv_conf(&text)
+        }
+    };
+    Ok(Outcome {
+        interfaces,
+        ips: plan.addresses.iter().map(ip).collect(),
+        routes: plan.reported.clone(),
+        dns,
+    })
+}

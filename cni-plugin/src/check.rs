@@ -1,0 +1,74 @@
+//! CHECK: what ADD reported is still there. Nothing is changed.
+
+use std::net::IpAddr;
+
+use cni_core::{Bridge, Code, Error, HostAddress, Outcome, Seen, SeenLink, check as compare};
+use linux::{
+    link::{Kind, Link},
+    netlink::RouteSocket,
+    netns::Netns,
+    route::Filter,
+};
+
+use crate::{
+    failure::kernel,
+    networks::{self, Call},
+    pod,
+};
+
+/// Compares the attachment with `prevResult`.
+pub(crate) fn check(call: &Call) -> Result<(), Error> {
+    let network = networks::complete(&call.network)?;
+    let bridge = Bridge::parse(&network, &call.args)?;
+    let previous = network
+        .previous()
+        .ok_or_else(|| Error::new(Code::Internal, "Required prevResult missing"))
+        .and_then(Outcome::parse)?;
+    let netns = pod::open(call)?;
+    let mut seen = look(call, &bridge, &netns).map_err(|e| kernel(&e))?;
+    if let Some(reservations) = networks::reservations(&network)? {
+        let reported = previous.addresses_of(call.who.ifname.as_str()).map(|ip| ip.address);
+        seen.reserved = reported.filter(|ip| reservations.is_held(*ip, &call.who)).collect();
+    }
+    compare(&bridge, &call.who.ifname, &previous, &seen)
+}
+
+fn look(call: &Call, bridge: &Bridge, netns: &Netns) -> Result<Seen, linux::Error> {
+    let mut seen = Seen::default();
+    let mut host = RouteSocket::open()?;
+    let device = host.link(&bridge.bridge)?;
+    if let Some(device) = &device {
+        seen.bridge_addresses = host.addresses(Some(device.index))?.iter().map(|a| a.address).collect();
+    }
+    let mut inside = RouteSocket::open_in(netns)?;
+    let pod = inside.link(&call.who.ifname)?;
+    if let Some(pod) = &pod {
+        let addresses = inside.addresses(Some(pod.index))?;
+        seen.addresses =
+            addresses.iter().map(|a| HostAddress { address: a.address, prefix: a.prefix }).collect();
+        for ipv4 in [true, false] {
+            let routes = inside.routes(Filter::main(ipv4))?;
+            let ways = |r: &linux::route::Route| -> Vec<Option<IpAddr>> {
+                let hops = r.multipath.iter().map(|hop| hop.gateway);
+                if r.multipath.is_empty() { vec![r.gateway] } else { hops.collect() }
+            };
+            seen.routes.extend(routes.iter().flat_map(|r| ways(r).into_iter().map(|gw| (r.destination, gw))));
+        }
+        seen.host_joined = host_end(&mut host, pod)?
+            .map(|near| near.master.is_some() && near.master == device.as_ref().map(|device| device.index));
+    }
+    seen.bridge = device.map(|link| summary(&link, &Kind::Bridge));
+    seen.pod = pod.map(|link| summary(&link, &Kind::Veth));
+    Ok(seen)
+}
+
+/// The host's end of the container's interface.
+fn host_end(host: &mut RouteSocket, pod: &Link) -> Result<Option<Link>, linux::Error> {
+    let Some(peer) = pod.peer else { return Ok(None) };
+    let near = host.link_by_index(peer.index)?;
+    Ok(near.filter(|near| near.peer.is_some_and(|p| p.index == pod.index)))
+}
+
+fn summary(link: &Link, kind: &Kind) -> SeenLink {
+    SeenLink { right_kind: link.kind == *kind, mac: link.mac, up: link.up }
+}

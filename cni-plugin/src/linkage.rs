@@ -1,0 +1,198 @@
+//! The host's side: the bridge, the veth pair, the gateway's addresses.
+
+use cni_core::{Attachment, Bridge, Code, Error, HostAddress, Interface, Plan};
+use linux::{
+    address::{Address, IfPresent},
+    link::{self, BridgePort, Change, Kind, Link, Veth, VethIndexes},
+    netlink::RouteSocket,
+    netns::Netns,
+    sysctl,
+};
+use netmodel::{IfName, Subnet};
+
+use crate::{
+    failure::kernel,
+    undo::{Step, Undo},
+};
+
+/// The host's side of one attachment.
+pub(crate) struct Host<'a> {
+    pub(crate) socket: RouteSocket,
+    pub(crate) bridge: &'a Bridge,
+    pub(crate) plan: &'a Plan,
+}
+
+impl Host<'_> {
+    /// The bridge, up and with an address of its own, made where it is missing.
+    pub(crate) fn ensure_bridge(&mut self) -> Result<Link, Error> {
+        let name = &self.bridge.bridge;
+        let device = match self.socket.link(name).map_err(|e| kernel(&e))? {
+            Some(device) => device,
+            None => self.make_bridge()?,
+        };
+        if device.kind != Kind::Bridge {
+            return Err(Error::new(
+                Code::Internal,
+                format!("{:?} already exists but is not a bridge", name.as_str()),
+            ));
+        }
+        // A bridge without an address of its own changes it with its ports, and one of zeros refuses them.
+        let mac = device.mac.is_none_or(netmodel::Mac::is_zero).then_some(self.plan.bridge_mac);
+        let up = (!device.up).then_some(true);
+        let promiscuous = (self.bridge.promiscuous && !device.promiscuous).then_some(true);
+        let change = Change { mac, up, promiscuous, ..Change::default() };
+        if change == Change::default() {
+            return Ok(device);
+        }
+        self.socket.request(&link::change(device.index, name, &change)).map_err(|e| kernel(&e))?;
+        Ok(Link { mac: mac.or(device.mac), ..device })
+    }
+
+    fn make_bridge(&mut self) -> Result<Link, Error> {
+        let name = &self.bridge.bridge;
+        let wanted =
+            link::Bridge { name: name.clone(), mac: Some(self.plan.bridge_mac), mtu: self.bridge.mtu };
+        match self.socket.request(&wanted.add()) {
+            Err(e) if !e.is_exists() => return Err(kernel(&e)),
+            // Of several first calls one makes it.
+            _ => {}
+        }
+        // A kernel without IPv6 has no such setting.
+        let _ = sysctl::write(&["net", "ipv6", "conf", name.as_str(), "accept_ra"], "0");
+        let made = self.socket.link(name).map_err(|e| kernel(&e))?;
+        made.ok_or_else(|| {
+            Error::new(Code::Internal, format!("bridge {name} vanished while it was being set up"))
+        })
+    }
+
+    /// The bridge has the gateways' addresses and no others in their place; the host forwards.
+    pub(crate) fn ensure_gateways(&mut self, device: &Link) -> Result<(), Error> {
+        if self.plan.gateways.is_empty() {
+            return Ok(());
+        }
+        let name = &self.bridge.bridge;
+        let present = self.socket.addresses(Some(device.index)).map_err(|e| kernel(&e))?;
+        let mut requests = Vec::new();
+        for wanted in &self.plan.gateways {
+            let same = |a: &&Address| a.address == wanted.address && a.prefix == wanted.prefix;
+            if present.iter().any(|a| same(&a)) {
+                continue;
+            }
+            for other in present.iter().filter(|a| conflicts(a, wanted) && !self.is_gateway(a)) {
+                if !self.bridge.force_address {
+                    let (gateway, prefix) = (wanted.address, wanted.prefix);
+                    let text = format!(
+                        "{:?} already has an IP address different from {gateway}/{prefix}",
+                        name.as_str()
+                    );
+                    let found = format!("{name} has {}/{}", other.address, other.prefix);
+                    return Err(Error::new(Code::Internal, text).with_details(found));
+                }
+                requests.push(other.delete(name));
+            }
+            let nodad = wanted.address.is_ipv6();
+            let address = Address { nodad, ..Address::new(device.index, wanted.address, wanted.prefix) };
+            requests.push(address.add(name, IfPresent::Keep));
+        }
+        let done: Result<(), _> = self.socket.apply(&requests).into_iter().collect();
+        done.map_err(|e| kernel(&e))?;
+        forward(self.plan)
+    }
+
+    fn is_gateway(&self, address: &Address) -> bool {
+        let as_wanted = HostAddress { address: address.address, prefix: address.prefix };
+        self.plan.gateways.contains(&as_wanted)
+    }
+
+    /// Makes the veth pair in place: one end a port of the bridge, the other in `netns`.
+    pub(crate) fn cable(
+        &mut self,
+        device: &Link,
+        netns: &Netns,
+        who: &Attachment,
+        undo: &mut Undo<'_>,
+    ) -> Result<(VethIndexes, IfName), Error> {
+        let name = host_name(who)?;
+        let veth = Veth {
+            name: &name,
+            mac: Some(who.host_mac()),
+            mtu: self.bridge.mtu,
+            master: Some(device.index),
+            peer_name: &who.ifname,
+            peer_mac: Some(self.plan.mac),
+            peer_namespace: netns,
+        };
+        let indexes = self
+            .socket
+            .add_veth(&veth)
+            .map_err(|e| if e.is_exists() { taken(&who.ifname, &name) } else { kernel(&e) })?;
+        undo.push(Step::Linked { index: indexes.near, name: name.clone() });
+        let alias = who.alias();
+        let change = Change { alias: Some(&alias), ..Change::default() };
+        let mut requests = vec![link::change(indexes.near, &name, &change)];
+        let port = BridgePort { hairpin: self.bridge.hairpin, isolated: self.bridge.isolated };
+        if port != BridgePort::default() {
+            requests.push(link::set_port(indexes.near, &name, port));
+        }
+        let done: Result<(), _> = self.socket.apply(&requests).into_iter().collect();
+        done.map_err(|e| kernel(&e))?;
+        Ok((indexes, name))
+    }
+
+    /// An interface of the host for the result, as it is now.
+    pub(crate) fn report(&mut self, index: u32) -> Result<Interface, Error> {
+        let found = self.socket.link_by_index(index).map_err(|e| kernel(&e))?;
+        let gone = || Error::new(Code::Internal, format!("interface with index {index} vanished"));
+        found.map(|l| reported(&l, "")).ok_or_else(gone)
+    }
+}
+
+/// An interface for the result.
+pub(crate) fn reported(link: &Link, sandbox: &str) -> Interface {
+    Interface {
+        name: link.name.to_string(),
+        mac: link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+        sandbox: sandbox.to_owned(),
+        mtu: link.mtu,
+    }
+}
+
+/// The name of the host's end.
+pub(crate) fn host_name(who: &Attachment) -> Result<IfName, Error> {
+    who.host_link().parse().map_err(|e: netmodel::BadIfName| Error::new(Code::Internal, e.to_string()))
+}
+
+/// The reference's words for a name that is in use already.
+pub(crate) fn taken(ifname: &IfName, host: &IfName) -> Error {
+    let text = format!(
+        "container veth name ({:?}) peer provided ({:?}) already exists",
+        ifname.as_str(),
+        host.as_str()
+    );
+    Error::new(Code::Internal, text)
+}
+
+/// An IPv4 address of the bridge is in the way of any other; an IPv6 one of those that overlap it.
+fn conflicts(present: &Address, wanted: &HostAddress) -> bool {
+    if present.address.is_ipv4() != wanted.address.is_ipv4() {
+        return false;
+    }
+    let subnet = |address, prefix| Subnet::containing(address, prefix).ok();
+    let overlap = subnet(present.address, present.prefix)
+        .zip(subnet(wanted.address, wanted.prefix))
+        .is_some_and(|(a, b)| a.overlaps(&b));
+    wanted.address.is_ipv4() || overlap
+}
+
+/// The host forwards packets of the families that the container has.
+fn forward(plan: &Plan) -> Result<(), Error> {
+    let settings: [(bool, &[&str]); 2] =
+        [(true, &["net", "ipv4", "ip_forward"]), (false, &["net", "ipv6", "conf", "all", "forwarding"])];
+    for (ipv4, setting) in settings {
+        let needed = plan.gateways.iter().any(|gateway| gateway.address.is_ipv4() == ipv4);
+        if needed && sysctl::read(setting).map_err(|e| kernel(&e))? != "1" {
+            sysctl::write(setting, "1").map_err(|e| kernel(&e))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! From the configuration that came to the bridge network that is meant.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use cni_core::{
+    Arguments, Attachment, Bridge, Code, Error, Network, SubnetEnv, delegate_config, delegate_type,
+    foreign_delegate, reason_in_status, scratch_dir, status_file, subnet_file,
+};
+
+use crate::{failure, reservations::Reservations};
+
+/// A request about one container.
+pub(crate) struct Call {
+    /// Whose interface.
+    pub(crate) who: Attachment,
+    /// The container's namespace as the runtime named it.
+    pub(crate) netns: Option<String>,
+    /// CNI_ARGS.
+    pub(crate) args: Arguments,
+    /// The configuration as it came.
+    pub(crate) network: Network,
+}
+
+impl Call {
+    /// The error with what it is about, for whoever reads the runtime's log.
+    pub(crate) fn describe(&self, error: Error) -> Error {
+        let who = &self.who;
+        let mut about =
+            format!("network {}, container {}, interface {}", who.network, who.container, who.ifname);
+        if let Some(pod) = &self.args.pod {
+            about.push_str(&format!(", pod {pod}"));
+        }
+        let details = if error.details.is_empty() { about } else { format!("{}; {about}", error.details) };
+        error.with_details(details)
+    }
+}
+
+/// The configuration is of a type that this plugin serves.
+pub(crate) fn known(network: &Network) -> Result<(), Error> {
+    match network.kind.as_str() {
+        "bridge" | "flannel" => Ok(()),
+        other => Err(Error::unsupported("type", &format!("{other:?}"))),
+    }
+}
+
+fn is_flannel(network: &Network) -> bool {
+    network.kind == "flannel"
+}
+
+/// The bridge network that `network` stands for on this node.
+pub(crate) fn complete(network: &Network) -> Result<Network, Error> {
+    if is_flannel(network) {
+        delegate_config(network, Some(&subnet_env(network)?))
+    } else {
+        Ok(network.clone())
+    }
+}
+
+/// The same for DEL and CHECK, which have to work without `subnet.env`: then there are no ranges.
+pub(crate) fn lenient(network: &Network) -> Result<Network, Error> {
+    if !is_flannel(network) {
+        return Ok(network.clone());
+    }
+    delegate_config(network, subnet_env(network).ok().as_ref())
+}
+
+/// How many addresses a container of `network` has, where the configuration still says.
+pub(crate) fn address_count(network: &Network, args: &Arguments) -> Option<usize> {
+    Bridge::parse(network, args).ok()?.ipam.map(|ipam| ipam.sets.len())
+}
+
+/// The folder of reservations of `network`; `None` without address management.
+pub(crate) fn reservations(network: &Network) -> Result<Option<Reservations>, Error> {
+    Ok(cni_core::data_dir(network)?.map(|folder| Reservations::of(&folder, &network.name)))
+}
+
+/// Reads what flanneld wrote.
+pub(crate) fn subnet_env(network: &Network) -> Result<SubnetEnv, Error> {
+    let path = subnet_file(network)?;
+    let text = fs::read_to_string(&path).map_err(|error| not_loaded(&path, &error))?;
+    SubnetEnv::parse(&path, &text)
+}
+
+/// The reference's words, and flanneld's own where it left some.
+fn not_loaded(path: &str, error: &io::Error) -> Error {
+    let mut text = format!(
+        "failed to load flannel 'subnet.env' file: open {path}: {}. Check the flannel pod log for this node.",
+        failure::reason(error)
+    );
+    let status = fs::read_to_string(status_file(path)).ok();
+    if let Some(reason) = status.and_then(|status| reason_in_status(&status)) {
+        text.push_str(&format!(" flanneld says: {reason}"));
+    }
+    Error::new(Code::TryAgainLater, text)
+}
+
+/// The delegated configuration that the reference's flannel plugin left for a container.
+pub(crate) struct Scratch {
+    path: PathBuf,
+    network: Option<Network>,
+}
+
+impl Scratch {
+    /// That of the container of `call`; `None` where there is none, as for every container of ours.
+    pub(crate) fn of(call: &Call) -> Result<Option<Self>, Error> {
+        if !is_flannel(&call.network) {
+            return Ok(None);
+        }
+        let path = Path::new(&scratch_dir(&call.network)?).join(&call.who.container);
+        match fs::read(&path) {
+            Ok(content) => {
+                let network = Network::parse(&content).ok().filter(|n| n.name == call.network.name);
+                Ok(Some(Self { path, network }))
+            }
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// What it says, unless it is garbled.
+    pub(crate) fn network(&self) -> Option<&Network> {
+        self.network.as_ref()
+    }
+
+    pub(crate) fn remove(&self) -> Result<(), Error> {
+        match fs::remove_file(&self.path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failure::file("remove", &self.path, &e)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The network to detach from: what the reference delegated, else what the configuration says now.
+pub(crate) fn to_detach(call: &Call, scratch: Option<&Scratch>) -> Result<Network, Error> {
+    match scratch.and_then(Scratch::network) {
+        Some(network) if network.kind == "bridge" => Ok(network.clone()),
+        Some(network) => Err(foreign_delegate(&network.kind)),
+        None => {
+            let kind =
+                if is_flannel(&call.network) { delegate_type(&call.network)? } else { "bridge".into() };
+            if kind == "bridge" { lenient(&call.network) } else { Err(foreign_delegate(&kind)) }
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! Reserved addresses, in the reference's own format: one file per address that names its owner.
+//!
+//! A file comes into being complete, so that a crash leaves either nothing or a whole reservation.
+//! No call but DEL of something unknown, GC and STATUS looks at more files than its own.
+
+use std::{
+    fs::{self, File, Permissions},
+    io::{self, Write},
+    net::IpAddr,
+    os::{
+        fd::AsRawFd,
+        unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use cni_core::{Attachment, Chosen, Code, Error, Range, RangeSet, owner_of};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, open};
+
+use crate::{failure, lock};
+
+/// The reservations of one network.
+pub(crate) struct Reservations {
+    folder: PathBuf,
+}
+
+/// The reservations while nobody else changes them.
+pub(crate) struct Locked<'a> {
+    folder: &'a Path,
+    _lock: File,
+}
+
+impl Reservations {
+    /// Those of `network` below `data_dir`; the folder need not exist.
+    pub(crate) fn of(data_dir: &str, network: &str) -> Self {
+        Self { folder: Path::new(data_dir).join(network) }
+    }
+
+    /// Whether anything was ever reserved.
+    pub(crate) fn exist(&self) -> bool {
+        self.folder.is_dir()
+    }
+
+    /// Locks them, making the folder where it is missing.
+    pub(crate) fn lock(&self, patience: Duration) -> Result<Locked<'_>, Error> {
+        if !self.exist() {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(&self.folder)
+                .map_err(|e| failure::file("create", &self.folder, &e))?;
+        }
+        let lock = lock::take(&self.folder.join("lock"), patience)?;
+        Ok(Locked { folder: &self.folder, _lock: lock })
+    }
+
+    /// `who` holds `address`.
+    pub(crate) fn is_held(&self, address: IpAddr, who: &Attachment) -> bool {
+        fs::read(self.folder.join(address.to_string())).is_ok_and(|content| who.owns(&content))
+    }
+
+    /// Every address with the content of its file.
+    pub(crate) fn all(&self) -> Result<Vec<(IpAddr, Vec<u8>)>, Error> {
+        let addresses = self.addresses()?;
+        let read = |ip: IpAddr| fs::read(self.folder.join(ip.to_string())).ok().map(|content| (ip, content));
+        Ok(addresses.into_iter().filter_map(read).collect())
+    }
+
+    /// Every address that has a file.
+    pub(crate) fn addresses(&self) -> Result<Vec<IpAddr>, Error> {
+        let failed = |e: io::Error| failure::file("list", &self.folder, &e);
+        let entries = match fs::read_dir(&self.folder) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(failed(e)),
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(failed)?.file_name();
+            found.extend(name.to_str().and_then(|n| n.parse::<IpAddr>().ok()));
+        }
+        Ok(found)
+    }
+
+    /// Releases what `who` holds. `candidates` are addresses that it is known to have; unless they
+    /// are `complete` and each is found, all files are read.
+    pub(crate) fn release(
+        &self,
+        who: &Attachment,
+        candidates: &[IpAddr],
+        complete: bool,
+    ) -> Result<(), Error> {
+        if !self.exist() {
+            return Ok(());
+        }
+        let known = complete && !candidates.is_empty() && candidates.iter().all(|ip| self.is_held(*ip, who));
+        if known {
+            return self.release_these(who, candidates, lock::PATIENCE);
+        }
+        let all = self.all()?.into_iter();
+        let held: Vec<IpAddr> = all.filter(|(_, content)| who.owns(content)).map(|(ip, _)| ip).collect();
+        self.release_these(who, &held, lock::PATIENCE)
+    }
+
+    /// Releases those of `addresses` that `who` holds.
+    pub(crate) fn release_these(
+        &self,
+        who: &Attachment,
+        addresses: &[IpAddr],
+        patience: Duration,
+    ) -> Result<(), Error> {
+        if addresses.is_empty() {
+            return Ok(());
+        }
+        let locked = self.lock(patience)?;
+        addresses.iter().try_for_each(|ip| locked.release_if(*ip, |content| who.owns(content)))
+    }
+}
+
+impl Locked<'_> {
+    /// Reserves one address of set number `index` for `who`: the first of `requested` that lies in
+    /// it, else the next free one.
+    pub(crate) fn reserve(
+        &self,
+        index: usize,
+        set: &RangeSet,
+        requested: &[IpAddr],
+        who: &Attachment,
+    ) -> Result<Chosen, Error> {
+        let asked = requested.iter().find_map(|ip| set.range_of(*ip).map(|range| (*ip, range)));
+        let (address, range) = match asked {
+            Some((ip, range)) => {
+                self.reserve_requested(ip, range, who)?;
+                (ip, range)
+            }
+            None => self.reserve_next(index, set, who)?,
+        };
+        Ok(Chosen { address, prefix: range.subnet.prefix(), gateway: Some(range.gateway) })
+    }
+
+    fn reserve_requested(&self, ip: IpAddr, range: &Range, who: &Attachment) -> Result<(), Error> {
+        let refused = |text: String| Err(Error::new(Code::Internal, text));
+        if ip == range.gateway {
+            return refused(format!("requested ip {ip} is subnet's gateway"));
+        }
+        if self.try_reserve(ip, who)? {
+            return Ok(());
+        }
+        refused(format!("requested IP address {ip} is not available in range set {range}"))
+    }
+
+    fn reserve_next<'s>(
+        &self,
+        index: usize,
+        set: &'s RangeSet,
+        who: &Attachment,
+    ) -> Result<(IpAddr, &'s Range), Error> {
+        let marker = self.folder.join(format!("last_reserved_ip.{index}"));
+        let last = fs::read_to_string(&marker).ok().and_then(|text| text.trim().parse().ok());
+        for (ip, range) in set.candidates(last) {
+            if self.try_reserve(ip, who)? {
+                self.remember(&marker, ip)?;
+                return Ok((ip, range));
+            }
+        }
+        Err(Error::new(Code::Internal, format!("no IP addresses available in range set: {set}")))
+    }
+
+    /// Reserves `ip` if it is free; a file that names nobody counts as free.
+    fn try_reserve(&self, ip: IpAddr, who: &Attachment) -> Result<bool, Error> {
+        let path = self.folder.join(ip.to_string());
+        if create_whole(self.folder, &path, &who.reservation())? {
+            return Ok(true);
+        }
+        match fs::read(&path) {
+            Ok(content) if owner_of(&content).is_none() => {
+                remove(&path)?;
+                create_whole(self.folder, &path, &who.reservation())
+            }
+            // Released meanwhile by somebody who takes no lock; the next one is as good.
+            _ => Ok(false),
+        }
+    }
+
+    fn remember(&self, marker: &Path, ip: IpAddr) -> Result<(), Error> {
+        let write = || {
+            let mut options = fs::OpenOptions::new();
+            let mut file = options.write(true).create(true).truncate(false).mode(0o600).open(marker)?;
+            let text = ip.to_string();
+            file.write_all(text.as_bytes())?;
+            file.set_len(text.len() as u64)
+        };
+        write().map_err(|e| failure::file("write", marker, &e))
+    }
+
+    /// Removes the reservation of `ip` if `doomed` says so of its content.
+    pub(crate) fn release_if(&self, ip: IpAddr, doomed: impl Fn(&[u8]) -> bool) -> Result<(), Error> {
+        let path = self.folder.join(ip.to_string());
+        match fs::read(&path) {
+            Ok(content) if doomed(&content) => remove(&path),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failure::file("remove", path, &e)),
+        _ => Ok(()),
+    }
+}
+
+/// Makes `path` with `content` in one step; false if it exists.
+fn create_whole(folder: &Path, path: &Path, content: &str) -> Result<bool, Error> {
+    let made = match nameless(folder, content) {
+        Ok(file) => link(&file, path),
+        // A file system without nameless files (old overlayfs): the reference's way.
+        Err(_) => create_new(path, content),
+    };
+    match made {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(e) => Err(failure::file("create", path, &e)),
+    }
+}
+
+/// A file without a name, which vanishes with this process unless it gets one.
+fn nameless(folder: &Path, content: &str) -> io::Result<File> {
+    let fd = open(folder, OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC, Mode::from_raw_mode(0o600))?;
+    let mut file = File::from(fd);
+    file.write_all(content.as_bytes())?;
+    Ok(file)
+}
+
+fn link(file: &File, path: &Path) -> io::Result<()> {
+    let from = format!("/proc/self/fd/{}", file.as_raw_fd());
+    linkat(CWD, from, CWD, path, AtFlags::SYMLINK_FOLLOW).map_err(io::Error::from)
+}
+
+fn create_new(path: &Path, content: &str) -> io::Result<()> {
+    let mut file = File::create_new(path)?;
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    file.write_all(content.as_bytes())
+}
