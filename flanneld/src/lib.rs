@@ -6,4 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod flags;
+pub mod linux;
+pub mod lock;
+pub mod node;
 pub mod source;

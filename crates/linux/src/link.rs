@@ -216,6 +216,24 @@ impl fmt::Display for Change<'_> {
     }
 }
 
+/// The request that changes of VXLAN device `index` what Linux can change while it works: the source address
+/// of what it sends, and whether it learns; `name` is for the error alone.
+#[must_use]
+pub fn change_vxlan(index: u32, name: &IfName, local: IpAddr, learning: bool) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    let local_attribute = match local {
+        IpAddr::V4(address) => InfoVxlan::Local(address),
+        IpAddr::V6(address) => InfoVxlan::Local6(address),
+    };
+    message.attributes = vec![LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Vxlan),
+        LinkInfo::Data(InfoData::Vxlan(vec![local_attribute, InfoVxlan::Learning(learning)])),
+    ])];
+    let object = format!("VXLAN device {name} to local {local} learning {learning}");
+    Request::route("set", object, 0, &RouteNetlinkMessage::NewLink(message))
+}
+
 /// The request that starts interface `index`; `name` is for the error alone.
 #[must_use]
 pub fn set_up(index: u32, name: &IfName) -> Request {

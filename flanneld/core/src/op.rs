@@ -98,7 +98,7 @@ impl Overlay {
             Op::AddAddress(_, address, length) => drop(self.addresses.insert((*address, *length))),
             Op::DelAddress(_, address, length) => drop(self.addresses.remove(&(*address, *length))),
             Op::SetFdb(_, mac, node) => {
-                self.fdb.retain(|(m, _)| m != mac);
+                self.forget_node(*mac);
                 self.fdb.insert((*mac, Remote::plain(*node)));
             }
             Op::DelFdb(_, mac, remote) => drop(self.fdb.remove(&(*mac, *remote))),
@@ -134,6 +134,15 @@ impl Overlay {
         self.routes.retain(|_, hop| *hop == Hop::Blackhole);
     }
 
+    /// Forgets all forwarding entries of an address.
+    fn forget_node(&mut self, mac: Mac) {
+        let first = (mac, Remote::plain(Ipv4Addr::UNSPECIFIED));
+        let entries = self.fdb.range(first..).take_while(|(m, _)| *m == mac);
+        for entry in entries.copied().collect::<Vec<_>>() {
+            self.fdb.remove(&entry);
+        }
+    }
+
     /// What holds after somebody else changed an object.
     pub fn note(&mut self, change: &Change) {
         match *change {
@@ -141,7 +150,9 @@ impl Overlay {
             Change::Neighbour(address, None) => drop(self.neighbours.remove(&address)),
             Change::Fdb(mac, remote, true) => {
                 // A unicast address has one node. No other kind of address is ever wanted.
-                self.fdb.retain(|(m, _)| *m != mac || mac.is_multicast() || mac.is_zero());
+                if !mac.is_multicast() && !mac.is_zero() {
+                    self.forget_node(mac);
+                }
                 self.fdb.insert((mac, remote));
             }
             Change::Fdb(mac, remote, false) => drop(self.fdb.remove(&(mac, remote))),

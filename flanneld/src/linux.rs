@@ -1,0 +1,330 @@
+//! The real kernel behind [`overlay_core::kernel::Kernel`].
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use linux::{
+    address::{Address, IfPresent},
+    fdb::Entry,
+    link::{self, Change, Kind, Link, VxlanFacts},
+    neighbour::{Neighbour, State},
+    netlink::{Request, RouteSocket},
+    route::{self, Filter, Route},
+    sysctl,
+};
+use netmodel::{IfName, Mac, Mtu, Port, ROUTE_PROTOCOL, Subnet};
+use overlay_core::{
+    kernel::Kernel,
+    op::Op,
+    overlay::{Device, Hop, Overlay, Remote, RouteKey},
+};
+
+/// `RTPROT_KERNEL`: routes that the kernel made itself.
+const KERNELS_OWN: u8 = 2;
+/// `RTN_BLACKHOLE`
+const BLACKHOLE: route::Kind = route::Kind::Other(6);
+
+/// Which part of the kernel's state is looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scope {
+    /// Name of the VXLAN device.
+    pub device: IfName,
+    /// Inside it a route through our device is ours, whoever wrote it.
+    pub network: Subnet,
+    /// Index of the interface that tunnelled packets leave by: a device may be bound to it.
+    pub underlay: u32,
+    /// The device that is wanted.
+    pub wanted: Device,
+    /// Kernel settings by path below `/proc/sys/`.
+    pub sysctls: Vec<String>,
+}
+
+/// The kernel could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// It refused, or did not answer.
+    #[error(transparent)]
+    Linux(#[from] linux::Error),
+    /// Something else has the name of our device.
+    #[error("interface {0} is there but is no VXLAN device: remove it, or choose another VNI")]
+    NotVxlan(IfName),
+    /// The device went away.
+    #[error("interface {0} is gone")]
+    Gone(IfName),
+}
+
+impl KernelError {
+    /// Trying again does not help: a privilege or a kernel feature is missing.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Linux(error) if error.retry() == linux::Retry::Never)
+    }
+}
+
+/// Linux, as seen from the network namespace of the thread that made it.
+#[derive(Debug)]
+pub struct LinuxKernel {
+    socket: RouteSocket,
+    scope: Scope,
+    /// Index of our device when it was last looked at or made.
+    index: Option<u32>,
+}
+
+impl LinuxKernel {
+    /// Opens a connection.
+    ///
+    /// # Errors
+    /// No descriptor is free.
+    pub fn open(scope: Scope) -> Result<Self, linux::Error> {
+        Ok(Self { socket: RouteSocket::open()?, scope, index: None })
+    }
+
+    /// Looks at another part from now on.
+    pub fn set_scope(&mut self, scope: Scope) {
+        self.scope = scope;
+    }
+
+    /// Index of our device, if it exists.
+    #[must_use]
+    pub const fn index(&self) -> Option<u32> {
+        self.index
+    }
+
+    fn find_device(&mut self) -> Result<Option<Device>, KernelError> {
+        self.index = None;
+        let Some(link) = self.socket.link(&self.scope.device)? else { return Ok(None) };
+        let Kind::Vxlan(facts) = &link.kind else {
+            return Err(KernelError::NotVxlan(self.scope.device.clone()));
+        };
+        self.index = Some(link.index);
+        Ok(Some(device(&link, facts, &self.scope)))
+    }
+
+    /// Entries that hang on our device.
+    fn observe_entries(&mut self, index: u32, seen: &mut Overlay) -> Result<(), KernelError> {
+        for address in self.socket.addresses(Some(index))? {
+            if let IpAddr::V4(ip) = address.address {
+                seen.addresses.insert((ip, address.prefix));
+            }
+        }
+        for neighbour in self.socket.neighbours(index)? {
+            if let (IpAddr::V4(ip), State::Permanent, Some(mac)) =
+                (neighbour.address, neighbour.state, neighbour.mac)
+            {
+                seen.neighbours.insert(ip, mac);
+            }
+        }
+        seen.fdb.extend(self.socket.fdb(index)?.iter().map(|entry| (entry.mac, remote(entry.destination))));
+        Ok(())
+    }
+
+    fn observe_routes(&mut self, seen: &mut Overlay) -> Result<(), KernelError> {
+        let mut routes =
+            self.socket.routes(Filter { protocol: Some(ROUTE_PROTOCOL), ..Filter::main(true) })?;
+        if let Some(device) = self.index {
+            routes.extend(self.socket.routes(Filter { device: Some(device), ..Filter::main(true) })?);
+        }
+        for route in &routes {
+            seen.routes.extend(ours(route, self.index, &self.scope.network));
+        }
+        Ok(())
+    }
+
+    /// Carries out what can be sent in one go.
+    fn send(&mut self, batch: &mut Vec<(usize, Request)>, results: &mut [Result<(), KernelError>]) {
+        let (places, requests): (Vec<_>, Vec<_>) = std::mem::take(batch).into_iter().unzip();
+        for (place, result) in places.into_iter().zip(self.socket.apply(&requests)) {
+            results[place] = result.or_else(settle).map_err(KernelError::from);
+        }
+    }
+
+    /// Carries out an operation that the later ones need the outcome of.
+    fn alone(&mut self, op: &Op) -> Result<(), KernelError> {
+        match op {
+            Op::SetSysctl(path, value) => {
+                sysctl::write(&path.split('/').collect::<Vec<_>>(), value)?;
+            }
+            Op::AddDevice(name, device) => {
+                self.socket.request(&vxlan(name, device).add())?;
+                self.index = self.socket.link(name)?.map(|link| link.index);
+            }
+            Op::DelDevice(name) => {
+                if let Some(index) = self.index.take() {
+                    self.socket.request(&link::delete(index, name)).or_else(settle)?;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The request for an operation on what hangs on the device.
+    fn request(&self, op: &Op) -> Option<Request> {
+        if let Op::SetRoute(name, key, Hop::Blackhole) = op {
+            return Some(blackhole(*key).replace(name));
+        }
+        if let Op::DelRoute(name, key, Hop::Blackhole) = op {
+            return Some(blackhole(*key).delete(name));
+        }
+        let index = self.index?;
+        Some(match op {
+            Op::ChangeDevice(name, device) => {
+                link::change_vxlan(index, name, device.local.into(), device.learning)
+            }
+            Op::SetMac(name, mac) => {
+                link::change(index, name, &Change { mac: Some(*mac), ..Change::default() })
+            }
+            Op::SetMtu(name, mtu) => {
+                link::change(index, name, &Change { mtu: Some(*mtu), ..Change::default() })
+            }
+            Op::SetUp(name) => link::set_up(index, name),
+            Op::AddAddress(name, ip, prefix) => {
+                Address::new(index, (*ip).into(), *prefix).add(name, IfPresent::Keep)
+            }
+            Op::DelAddress(name, ip, prefix) => Address::new(index, (*ip).into(), *prefix).delete(name),
+            Op::SetFdb(name, mac, node) => Entry::permanent(index, *mac, (*node).into()).replace(name),
+            Op::DelFdb(name, mac, remote) => {
+                let destination = (!remote.odd).then_some(remote.address.into());
+                Entry { device: index, mac: *mac, destination, permanent: true }.delete(name)
+            }
+            Op::SetNeighbour(name, ip, mac) => Neighbour::permanent(index, (*ip).into(), *mac).replace(name),
+            Op::DelNeighbour(name, ip) => {
+                Neighbour::permanent(index, (*ip).into(), Mac::default()).delete(name)
+            }
+            Op::SetRoute(name, key, hop) => tunnel(index, *key, *hop).replace(name),
+            // Whoever wrote it.
+            Op::DelRoute(name, key, hop) => Route { protocol: 0, ..tunnel(index, *key, *hop) }.delete(name),
+            Op::SetSysctl(..) | Op::DelDevice(_) | Op::AddDevice(..) => return None,
+        })
+    }
+}
+
+impl Kernel for LinuxKernel {
+    type Error = KernelError;
+
+    fn observe(&mut self) -> Result<Overlay, KernelError> {
+        let mut seen = Overlay::empty(self.scope.device.clone());
+        seen.device = self.find_device()?;
+        if let Some(index) = self.index {
+            match self.observe_entries(index, &mut seen) {
+                Err(KernelError::Linux(error)) if error.is_not_found() => {
+                    return Err(KernelError::Gone(self.scope.device.clone()));
+                }
+                other => other?,
+            }
+        }
+        self.observe_routes(&mut seen)?;
+        for path in &self.scope.sysctls {
+            if let Ok(value) = sysctl::read(&path.split('/').collect::<Vec<_>>()) {
+                seen.sysctls.insert(path.clone(), value);
+            }
+        }
+        Ok(seen)
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Vec<Result<(), KernelError>> {
+        let mut results: Vec<_> = ops.iter().map(|_| Ok(())).collect();
+        let mut batch = Vec::new();
+        for (place, op) in ops.iter().enumerate() {
+            if matches!(op, Op::SetSysctl(..) | Op::DelDevice(_) | Op::AddDevice(..)) {
+                self.send(&mut batch, &mut results);
+                results[place] = self.alone(op);
+            } else if let Some(request) = self.request(op) {
+                batch.push((place, request));
+            } else {
+                results[place] = Err(KernelError::Gone(self.scope.device.clone()));
+            }
+        }
+        self.send(&mut batch, &mut results);
+        results
+    }
+}
+
+/// An operation whose effect holds already is a success.
+fn settle(error: linux::Error) -> Result<(), linux::Error> {
+    if error.verb == "delete" && error.is_not_found() { Ok(()) } else { Err(error) }
+}
+
+/// What a device is, in our words. What can't be said in them makes it foreign.
+fn device(link: &Link, facts: &VxlanFacts, scope: &Scope) -> Device {
+    let local = match facts.local {
+        Some(IpAddr::V4(ip)) => Some(ip),
+        Some(IpAddr::V6(_)) => None,
+        None => Some(Ipv4Addr::UNSPECIFIED),
+    };
+    let port = Port::try_from(i64::from(facts.port)).ok();
+    let mtu = Mtu::try_from(u64::from(link.mtu)).ok();
+    let sayable = facts.vni.is_some() && port.is_some() && local.is_some() && mtu.is_some();
+    let bound_elsewhere = facts.underlay.is_some_and(|index| index != scope.underlay);
+    let asks = facts.group.is_some() || facts.l2_miss || facts.l3_miss;
+    Device {
+        vni: facts.vni.unwrap_or(scope.wanted.vni),
+        port: port.unwrap_or(scope.wanted.port),
+        local: local.unwrap_or(Ipv4Addr::UNSPECIFIED),
+        gbp: facts.gbp,
+        learning: facts.learning,
+        mac: link.mac.unwrap_or_default(),
+        mtu: mtu.unwrap_or(scope.wanted.mtu),
+        up: link.up,
+        foreign: !sayable || bound_elsewhere || asks,
+    }
+}
+
+fn vxlan(name: &IfName, device: &Device) -> link::Vxlan {
+    link::Vxlan {
+        name: name.clone(),
+        vni: device.vni,
+        port: device.port,
+        local: Some(device.local.into()),
+        // Not bound to the underlay: a device that is dies with it.
+        underlay: None,
+        learning: device.learning,
+        gbp: device.gbp,
+        mac: Some(device.mac),
+        mtu: Some(device.mtu),
+    }
+}
+
+fn remote(destination: Option<IpAddr>) -> Remote {
+    match destination {
+        Some(IpAddr::V4(ip)) => Remote::plain(ip),
+        _ => Remote { address: Ipv4Addr::UNSPECIFIED, odd: true },
+    }
+}
+
+/// A route to a peer, as we write it.
+fn tunnel(index: u32, key: RouteKey, hop: Hop) -> Route {
+    let gateway = match hop {
+        Hop::Tunnel(gateway) => Some(gateway.into()),
+        Hop::Blackhole | Hop::Foreign => None,
+    };
+    let onlink = gateway.is_some();
+    Route { device: Some(index), gateway, onlink, metric: Some(key.metric), ..Route::to(key.subnet) }
+}
+
+fn blackhole(key: RouteKey) -> Route {
+    Route { kind: BLACKHOLE, metric: Some(key.metric), ..Route::to(key.subnet) }
+}
+
+/// The route in our words, if it is ours: through our device with our number, or whoever wrote it if it
+/// lies inside the network; or a blackhole with our number inside the network.
+pub(crate) fn ours(route: &Route, index: Option<u32>, network: &Subnet) -> Option<(RouteKey, Hop)> {
+    let key = RouteKey { subnet: route.destination, metric: route.metric.unwrap_or(0) };
+    let inside = network.covers(&route.destination);
+    let marked = route.protocol == ROUTE_PROTOCOL;
+    if route.table != route::MAIN_TABLE {
+        return None;
+    }
+    if route.kind == BLACKHOLE {
+        return (marked && inside).then_some((key, Hop::Blackhole));
+    }
+    let through_ours = index.is_some() && route.device == index;
+    if !through_ours || !(marked || (inside && route.protocol != KERNELS_OWN)) {
+        return None;
+    }
+    let as_ours = marked && route.onlink && route.kind == route::Kind::Unicast && route.source.is_none();
+    let hop = match route.gateway {
+        Some(IpAddr::V4(gateway)) if as_ours && route.mtu.is_none() => Hop::Tunnel(gateway),
+        _ => Hop::Foreign,
+    };
+    Some((key, hop))
+}

@@ -1,0 +1,275 @@
+//! Which interface leads to the other nodes, and what else is to be known about this one.
+
+use std::{fs, net::IpAddr, path::Path};
+
+use linux::{
+    address::Address,
+    link::{Kind, Link},
+    netlink::RouteSocket,
+    route::{Filter, Route},
+};
+use netmodel::{Mtu, ROUTE_PROTOCOL, Subnet, Vni};
+use overlay_core::{
+    host::{DeviceKind, HostPrefix, NodeFacts, NodeIdentity, Underlay},
+    wire::SubnetEnv,
+};
+use sha2::{Digest, Sha256};
+
+use crate::flags::Settings;
+
+/// What the devices of VXLAN are named by.
+const DEVICE_PREFIX: &str = "flannel.";
+
+/// Why nothing is known about this node yet. It may change: waiting helps.
+#[derive(Debug, thiserror::Error)]
+pub enum NotYet {
+    /// The kernel did not answer.
+    #[error(transparent)]
+    Kernel(#[from] linux::Error),
+    /// No interface is the one that was asked for.
+    #[error("no interface fits {0}")]
+    NoInterface(String),
+    /// Nothing says which interface leads to the other nodes.
+    #[error("there is no default route, and {0}: name the interface with -iface")]
+    Undecided(String),
+    /// The interface can't be used.
+    #[error("interface {name} {why}")]
+    Useless {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+}
+
+/// What the kernel says about this host.
+#[derive(Debug)]
+pub struct Host {
+    /// All interfaces.
+    pub links: Vec<Link>,
+    /// All addresses.
+    pub addresses: Vec<Address>,
+    /// The IPv4 routes of the main table.
+    pub routes: Vec<Route>,
+}
+
+impl Host {
+    /// Reads it all.
+    ///
+    /// # Errors
+    /// The kernel did not answer.
+    pub fn read(socket: &mut RouteSocket) -> Result<Self, linux::Error> {
+        Ok(Self {
+            links: socket.links()?,
+            addresses: socket.addresses(None)?,
+            routes: socket.routes(Filter::main(true))?,
+        })
+    }
+
+    fn link(&self, index: u32) -> Option<&Link> {
+        self.links.iter().find(|link| link.index == index)
+    }
+
+    /// The interface that holds an address.
+    fn holder(&self, ip: IpAddr) -> Option<&Link> {
+        let address = self.addresses.iter().find(|address| address.address == ip)?;
+        self.link(address.device)
+    }
+
+    /// IPv4 addresses of an interface, the best first: of global scope, not from a lease.
+    fn ipv4(&self, device: u32) -> Vec<std::net::Ipv4Addr> {
+        let mut found: Vec<_> = self.addresses.iter().filter(|a| a.device == device).collect();
+        found.sort_by_key(|a| (a.scope != linux::address::Scope::Global, a.dynamic));
+        let ipv4 = |address: &&Address| match address.address {
+            IpAddr::V4(ip) => Some(ip),
+            IpAddr::V6(_) => None,
+        };
+        found.iter().filter_map(ipv4).collect()
+    }
+}
+
+/// Gathers the facts about this node.
+///
+/// # Errors
+/// The interface that leads to other nodes can't be told yet.
+pub fn facts(settings: &Settings, socket: &mut RouteSocket) -> Result<NodeFacts, NotYet> {
+    let host = Host::read(socket)?;
+    let link = choose(settings, &host, socket)?;
+    let underlay = underlay(settings, &host, link)?;
+    let previous = fs::read_to_string(&settings.subnet_file).ok();
+    Ok(NodeFacts {
+        identity: identity(link),
+        public_ip: settings.public_ip.unwrap_or(underlay.address),
+        underlay,
+        vteps: vteps(&host),
+        host: prefixes(&host),
+        previous: previous.and_then(|text| SubnetEnv::previous(&text)),
+    })
+}
+
+/// The interface that leads to the other nodes, by flannel's rules; where there is no default route, the
+/// one with the only address that fits.
+fn choose<'a>(settings: &Settings, host: &'a Host, socket: &mut RouteSocket) -> Result<&'a Link, NotYet> {
+    let asked =
+        !settings.iface.is_empty() || !settings.iface_regex.is_empty() || settings.iface_can_reach.is_some();
+    if asked {
+        return by_wish(settings, host, socket)?.ok_or_else(|| NotYet::NoInterface(wish(settings)));
+    }
+    if let Some(ip) = settings.public_ip {
+        let none = || {
+            NotYet::NoInterface(format!(
+                "-public-ip {ip} (where it is not an address of this host, name the interface with -iface)"
+            ))
+        };
+        return host.holder(ip.into()).ok_or_else(none);
+    }
+    by_default_route(host).map_or_else(|| only_one(host), Ok)
+}
+
+/// The first interface that one of the flags means, in their order.
+fn by_wish<'a>(
+    settings: &Settings,
+    host: &'a Host,
+    socket: &mut RouteSocket,
+) -> Result<Option<&'a Link>, NotYet> {
+    for wish in &settings.iface {
+        let by_ip = wish.parse().ok().and_then(|ip| host.holder(ip));
+        let found = by_ip.or_else(|| host.links.iter().find(|link| link.name.as_str() == wish));
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    for pattern in &settings.iface_regex {
+        let of_address =
+            |link: &&Link| host.ipv4(link.index).iter().any(|ip| pattern.is_match(&ip.to_string()));
+        let by_ip = host.links.iter().find(of_address);
+        let found = by_ip.or_else(|| host.links.iter().find(|link| pattern.is_match(link.name.as_str())));
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    let Some(ip) = settings.iface_can_reach else { return Ok(None) };
+    Ok(socket.way_to(ip)?.and_then(|way| host.link(way.device)))
+}
+
+/// The flags that were given, for a message.
+fn wish(settings: &Settings) -> String {
+    let mut flags: Vec<String> = settings.iface.iter().map(|wish| format!("-iface {wish}")).collect();
+    flags.extend(settings.iface_regex.iter().map(|pattern| format!("-iface-regex {pattern}")));
+    flags.extend(settings.iface_can_reach.map(|ip| format!("-iface-can-reach {ip}")));
+    flags.join(", ")
+}
+
+/// The interface of the default route with the lowest metric.
+fn by_default_route(host: &Host) -> Option<&Link> {
+    let mut defaults: Vec<_> = host.routes.iter().filter(|route| route.destination.prefix() == 0).collect();
+    defaults.sort_by_key(|route| route.metric.unwrap_or(0));
+    let device = |route: &&Route| route.device.or(route.multipath.first().map(|hop| hop.device));
+    defaults.iter().filter_map(device).find_map(|index| host.link(index))
+}
+
+/// The interface with the only address that other nodes could send to.
+fn only_one(host: &Host) -> Result<&Link, NotYet> {
+    let fits = |link: &&Link| {
+        let pods =
+            matches!(link.kind, Kind::Vxlan(_)) || ["cni0", "cbr0", "docker0"].contains(&link.name.as_str());
+        let global = |a: &&Address| {
+            a.device == link.index && a.address.is_ipv4() && a.scope == linux::address::Scope::Global
+        };
+        link.up && !link.loopback && !pods && host.addresses.iter().any(|a| global(&a))
+    };
+    let candidates: Vec<_> = host.links.iter().filter(fits).collect();
+    match candidates.as_slice() {
+        [link] => Ok(link),
+        [] => Err(NotYet::Undecided("no interface has an IPv4 address".to_owned())),
+        several => {
+            let names: Vec<_> = several.iter().map(|link| link.name.as_str()).collect();
+            Err(NotYet::Undecided(format!("{} have addresses", names.join(", "))))
+        }
+    }
+}
+
+fn underlay(settings: &Settings, host: &Host, link: &Link) -> Result<Underlay, NotYet> {
+    let useless = |why| NotYet::Useless { name: link.name.to_string(), why };
+    let addresses = host.ipv4(link.index);
+    let named = |ip: &&std::net::Ipv4Addr| {
+        settings.public_ip == Some(**ip) || settings.iface.contains(&ip.to_string())
+    };
+    let address = addresses.iter().find(named).or(addresses.first());
+    Ok(Underlay {
+        name: link.name.clone(),
+        index: link.index,
+        address: *address.ok_or_else(|| useless("has no IPv4 address"))?,
+        mtu: Mtu::try_from(u64::from(link.mtu.min(u32::from(u16::MAX))))
+            .ok()
+            .filter(|mtu| mtu.get() >= overlay_core::LEAST_UNDERLAY_MTU)
+            .ok_or_else(|| useless("has an MTU that is too small for VXLAN"))?,
+    })
+}
+
+/// The VXLAN devices that look like flannel's.
+fn vteps(host: &Host) -> Vec<(Vni, netmodel::Mac)> {
+    let vtep = |link: &Link| {
+        let number: u64 = link.name.as_str().strip_prefix(DEVICE_PREFIX)?.parse().ok()?;
+        let vni = Vni::try_from(number).ok()?;
+        let mac = link.mac.filter(|mac| !mac.is_zero() && !mac.is_multicast())?;
+        matches!(&link.kind, Kind::Vxlan(facts) if facts.vni == Some(vni)).then_some((vni, mac))
+    };
+    host.links.iter().filter_map(vtep).collect()
+}
+
+/// What this host uses of IPv4, except through devices like ours and by routes of ours.
+fn prefixes(host: &Host) -> Vec<HostPrefix> {
+    let tunnel = |index: Option<u32>| {
+        let link = index.and_then(|index| host.link(index));
+        link.is_some_and(|l| matches!(l.kind, Kind::Vxlan(_)) && l.name.as_str().starts_with(DEVICE_PREFIX))
+    };
+    let place = |index: Option<u32>| {
+        let link = index.and_then(|index| host.link(index));
+        let kind = match link.map(|link| &link.kind) {
+            Some(Kind::Bridge) => DeviceKind::Bridge,
+            Some(Kind::Veth) => DeviceKind::Veth,
+            _ => DeviceKind::Other,
+        };
+        (link.map(|link| link.name.clone()), kind)
+    };
+    let address = |a: &Address| {
+        let IpAddr::V4(ip) = a.address else { return None };
+        let subnet = Subnet::containing(a.address, a.prefix).ok()?;
+        let (device, kind) = place(Some(a.device));
+        (!tunnel(Some(a.device))).then_some(HostPrefix { subnet, address: Some(ip), device, kind })
+    };
+    let route = |route: &Route| {
+        let index = route.device.or(route.multipath.first().map(|hop| hop.device));
+        let (device, kind) = place(index);
+        let counts = !tunnel(index) && route.protocol != ROUTE_PROTOCOL && route.destination.prefix() > 0;
+        counts.then_some(HostPrefix { subnet: route.destination, address: None, device, kind })
+    };
+    host.addresses.iter().filter_map(address).chain(host.routes.iter().filter_map(route)).collect()
+}
+
+/// A hash of what stays when this node's address changes: the machine's own number, and the Ethernet
+/// address of the interface, since copies of a machine (and containers on it) share the former.
+fn identity(link: &Link) -> NodeIdentity {
+    let machine = ["/etc/machine-id", "/var/lib/dbus/machine-id", "/proc/sys/kernel/hostname"]
+        .iter()
+        .find_map(|path| first_line(Path::new(path)));
+    let mut hash = Sha256::new();
+    hash.update(b"weft node\0");
+    hash.update(machine.unwrap_or_default());
+    hash.update(b"\0");
+    match link.mac.filter(|mac| !mac.is_zero()) {
+        Some(mac) => hash.update(mac.0),
+        None => hash.update(link.name.as_str()),
+    }
+    let digest = hash.finalize();
+    let mut identity = [0; 16];
+    identity.copy_from_slice(&digest[..16]);
+    NodeIdentity(identity)
+}
+
+/// The first line of a file, if there is something in it.
+fn first_line(path: &Path) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    text.lines().next().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty())
+}
