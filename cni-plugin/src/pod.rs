@@ -5,7 +5,7 @@ use std::path::Path;
 use cni_core::{Code, Error, Plan, PodRoute};
 use linux::{
     address::{Address, IfPresent, Scope},
-    link,
+    link::{self, Change},
     netns::Netns,
     route, sysctl,
 };
@@ -63,16 +63,29 @@ pub(crate) fn configure(netns: &Netns, index: u32, name: &IfName, plan: &Plan) -
     done.and_then(|result| result).map_err(|e| failure::kernel(&e))
 }
 
-/// Routers must not configure a container, and a container with an IPv6 address needs IPv6.
+/// Routers must not configure a container, a container with an IPv6 address needs IPv6, and the
+/// kernel announces the addresses to the neighbours (see [`announce`]).
 fn settings(name: &IfName, plan: &Plan) -> Result<(), linux::Error> {
-    let of = |setting| ["net", "ipv6", "conf", name.as_str(), setting];
+    let six = |setting| ["net", "ipv6", "conf", name.as_str(), setting];
     // A kernel without IPv6 has no such setting.
-    let _ = sysctl::write(&of("accept_ra"), "0");
+    let _ = sysctl::write(&six("accept_ra"), "0");
     if plan.addresses.iter().any(|c| c.address.is_ipv6()) {
-        sysctl::write(&of("disable_ipv6"), "0")?;
-        sysctl::write(&of("keep_addr_on_down"), "1")?;
+        for (setting, value) in [("disable_ipv6", "0"), ("keep_addr_on_down", "1"), ("ndisc_notify", "1")] {
+            sysctl::write(&six(setting), value)?;
+        }
+    }
+    if plan.addresses.iter().any(|c| c.address.is_ipv4()) {
+        sysctl::write(&["net", "ipv4", "conf", name.as_str(), "arp_notify"], "1")?;
     }
     Ok(())
+}
+
+/// The request that makes the kernel send a gratuitous ARP per IPv4 address and an unsolicited
+/// neighbour advertisement per IPv6 one: the same Ethernet address once more, when the way to the
+/// bridge is open (when the interface started it was not). A packet socket of our own would cost
+/// 5 to 20 ms at its end.
+fn announce(index: u32, name: &IfName, plan: &Plan) -> linux::netlink::Request {
+    link::change(index, name, &Change { mac: Some(plan.mac), ..Change::default() })
 }
 
 fn requests(index: u32, name: &IfName, plan: &Plan) -> Result<Vec<linux::netlink::Request>, Error> {
@@ -85,6 +98,7 @@ fn requests(index: u32, name: &IfName, plan: &Plan) -> Result<Vec<linux::netlink
     for planned in &plan.routes {
         requests.push(route(index, planned)?.add(name));
     }
+    requests.push(announce(index, name, plan));
     Ok(requests)
 }
 
