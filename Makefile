@@ -32,8 +32,9 @@ lint: packages
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
 
+# Static like the programs it measures, so that its floor pays for no dynamic linker.
 bench: build
-	cargo run --release -p bench
+	RUSTFLAGS="$(RUSTFLAGS) -C target-feature=+crt-static" cargo run --release --target $(HOST) -p bench
 
 packages:
 	@scripts/packages

@@ -1,0 +1,143 @@
+//! The least that the kernel's work can cost: a bare netlink socket, and a process that wires one pod and does
+//! nothing else.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    os::fd::OwnedFd,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use linux::{
+    address::{Address, IfPresent},
+    link::{self, BridgePort, Veth},
+    netlink::{Request, RouteSocket},
+    netns::Netns,
+    route::Route,
+};
+use netmodel::{IfName, Mtu, Subnet};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, netlink::SocketAddrNetlink, recv,
+    send, socket_with, sockopt,
+};
+
+/// The word that makes this program one floor process.
+pub(crate) const COMMAND: &str = "floor";
+
+/// The address of the bridge.
+pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
+
+/// A netlink socket that sends bytes and reads one answer.
+pub(crate) struct Bare {
+    socket: OwnedFd,
+}
+
+impl Bare {
+    /// Opens it in the namespace of the calling thread.
+    pub(crate) fn open() -> Result<Self> {
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+        sockopt::set_socket_send_buffer_size_force(&socket, 1 << 20)?;
+        bind(&socket, &SocketAddrNetlink::new(0, 0))?;
+        Ok(Self { socket })
+    }
+
+    /// Packs requests into one batch whose last message asks for an acknowledgement.
+    pub(crate) fn pack(requests: &[Request]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (number, request) in requests.iter().enumerate() {
+            let begin = bytes.len();
+            // NLM_F_REQUEST, and NLM_F_ACK on the last one.
+            let flags = request.flags | 1 | if number + 1 == requests.len() { 4 } else { 0 };
+            bytes.extend_from_slice(&[0; 4]);
+            bytes.extend_from_slice(&request.kind.to_ne_bytes());
+            bytes.extend_from_slice(&flags.to_ne_bytes());
+            bytes.extend_from_slice(&[0; 8]);
+            bytes.extend_from_slice(&request.payload);
+            let length = bytes.len() - begin;
+            bytes[begin..begin + 4].copy_from_slice(&(length as u32).to_ne_bytes());
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+        }
+        bytes
+    }
+
+    /// Sends one batch and reads its acknowledgement.
+    pub(crate) fn send(&self, batch: &[u8]) -> Result<()> {
+        send(&self.socket, batch, SendFlags::empty())?;
+        let mut answer = [0; 4096];
+        let (_, length) = recv(&self.socket, &mut answer[..], RecvFlags::empty())?;
+        ensure!(length >= 20, "a short answer");
+        match i32::from_ne_bytes([answer[16], answer[17], answer[18], answer[19]]) {
+            0 => Ok(()),
+            errno => bail!("the kernel refused the batch: error {}", -errno),
+        }
+    }
+}
+
+/// Runs as one floor process: `add <pod namespace> <address>` or `del`.
+pub(crate) fn run(words: &[String]) -> Result<()> {
+    match words {
+        [verb, namespace, address] if verb == "add" => add(&Netns::open(namespace)?, address.parse()?),
+        [verb] if verb == "del" => del(),
+        _ => bail!("not a floor: {words:?}"),
+    }
+}
+
+/// Names and addresses that the floor uses.
+struct Names {
+    bridge: IfName,
+    near: IfName,
+    far: IfName,
+    loopback: IfName,
+}
+
+impl Names {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            bridge: "cni0".parse()?,
+            near: "vethfloor".parse()?,
+            far: "eth0".parse()?,
+            loopback: "lo".parse()?,
+        })
+    }
+}
+
+/// Wires one pod to bridge `cni0`, which is there: veth pair, hairpin, address, default route.
+fn add(pod: &Netns, address: IpAddr) -> Result<()> {
+    let names = Names::new()?;
+    let mut host = RouteSocket::open()?;
+    let bridge = host.link(&names.bridge)?.context("there is no cni0")?;
+    let veth = Veth {
+        name: &names.near,
+        mac: None,
+        mtu: Some(Mtu::try_from(1450)?),
+        master: Some(bridge.index),
+        peer_name: &names.far,
+        peer_mac: None,
+        peer_namespace: pod,
+    };
+    let indexes = host.add_veth(&veth)?;
+    let port = BridgePort { hairpin: true, isolated: false };
+    host.request(&link::set_port(indexes.near, &names.near, port))?;
+    let mut inside = RouteSocket::open_in(pod)?;
+    let route = Route {
+        gateway: Some(GATEWAY.into()),
+        device: Some(indexes.far),
+        ..Route::to(Subnet::new(Ipv4Addr::UNSPECIFIED.into(), 0)?)
+    };
+    let requests = [
+        link::set_up(1, &names.loopback),
+        link::set_up(indexes.far, &names.far),
+        Address::new(indexes.far, address, 16).add(&names.far, IfPresent::Fail),
+        route.add(&names.far),
+    ];
+    for result in inside.apply(&requests) {
+        result?;
+    }
+    Ok(())
+}
+
+/// Takes that pair away; returns when the kernel announced it.
+fn del() -> Result<()> {
+    let names = Names::new()?;
+    let near = RouteSocket::open()?.link(&names.near)?.context("there is no pair")?;
+    Ok(link::detach_and_delete(near.index, &names.near)?)
+}
