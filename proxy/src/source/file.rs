@@ -1,0 +1,221 @@
+//! Manifests in a file, or in the files of a folder that end in `.yaml`, `.yml` or `.json`.
+//!
+//! A file that can't be read or parsed is named once, and what it held before stays in force; so does an object
+//! that turns bad. Of two objects with one name in two files, that of the later file name counts.
+
+mod watch;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
+    fs,
+    hash::{DefaultHasher, Hash, Hasher},
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use netmodel::NodeName;
+use proxy_core::{
+    object::{Key, Object, check},
+    wire::{BadObject, Manifest},
+};
+
+pub use watch::watch;
+
+/// What a file changed about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Touched {
+    /// These files were written, renamed or removed.
+    Files(BTreeSet<PathBuf>),
+    /// Any may have been, and is complete.
+    All,
+    /// Nothing that we know of: a look at all that nobody is writing just now.
+    Sweep,
+}
+
+impl Touched {
+    fn includes(&self, path: &Path) -> bool {
+        match self {
+            Self::Files(files) => files.contains(path),
+            Self::All | Self::Sweep => true,
+        }
+    }
+}
+
+/// How long after its last change a file counts as complete, where no writer told.
+const REST: Duration = Duration::from_secs(2);
+
+/// All objects by name.
+pub type Objects = BTreeMap<Key, Arc<Object>>;
+
+/// The objects of a file or folder, as last read.
+#[derive(Debug)]
+pub struct FileSource {
+    path: PathBuf,
+    node: NodeName,
+    files: BTreeMap<PathBuf, Content>,
+    /// What is wrong with each file or object, by what it is about.
+    troubles: BTreeMap<String, String>,
+}
+
+/// What one file held when it could last be read.
+#[derive(Debug, Default)]
+struct Content {
+    /// Tells one text from another.
+    digest: u64,
+    objects: Objects,
+}
+
+impl FileSource {
+    /// A source that has read nothing yet. `node` is the node that we run on.
+    #[must_use]
+    pub const fn new(path: PathBuf, node: NodeName) -> Self {
+        Self { path, node, files: BTreeMap::new(), troubles: BTreeMap::new() }
+    }
+
+    /// Reads what was touched, and logs each trouble that is new or over.
+    pub fn read(&mut self, touched: &Touched) {
+        let before = self.troubles.clone();
+        if let Some(listed) = self.list() {
+            let gone = |path: &PathBuf| !listed.contains(path) && touched.includes(path);
+            for path in self.files.keys().filter(|path| gone(path)).cloned().collect::<Vec<_>>() {
+                self.files.remove(&path);
+                self.forget_troubles(&path.display().to_string());
+            }
+            self.troubles.remove(&self.path.display().to_string());
+            for path in listed.iter().filter(|path| touched.includes(path)) {
+                if *touched != Touched::Sweep || is_at_rest(path) {
+                    self.read_file(path);
+                }
+            }
+        }
+        for (about, trouble) in self.troubles.iter().filter(|(about, text)| before.get(*about) != Some(*text))
+        {
+            tracing::error!("{about}: {trouble}");
+        }
+        for about in before.keys().filter(|about| !self.troubles.contains_key(*about)) {
+            tracing::info!("{about}: fine now");
+        }
+    }
+
+    /// The objects of all files together.
+    #[must_use]
+    pub fn objects(&self) -> Objects {
+        let all = self.files.values().flat_map(|content| &content.objects);
+        all.map(|(key, object)| (key.clone(), Arc::clone(object))).collect()
+    }
+
+    /// What is wrong, one line each.
+    pub fn troubles(&self) -> impl Iterator<Item = String> {
+        self.troubles.iter().map(|(about, trouble)| format!("{about}: {trouble}"))
+    }
+
+    /// The files there are; `None`: that can't be told, and what was there stays.
+    fn list(&mut self) -> Option<BTreeSet<PathBuf>> {
+        let listed = match fs::metadata(&self.path) {
+            Ok(meta) if meta.is_dir() => manifests_in(&self.path),
+            Ok(_) => Ok([self.path.clone()].into()),
+            Err(error) => Err(error),
+        };
+        let about = self.path.display().to_string();
+        match listed {
+            Ok(files) => Some(files),
+            Err(error) => {
+                let kept = if self.files.is_empty() { "" } else { "; its last content stays in force" };
+                self.troubles.insert(about, format!("failed to read it: {error}{kept}"));
+                None
+            }
+        }
+    }
+
+    fn read_file(&mut self, path: &Path) {
+        let about = path.display().to_string();
+        let kept = if self.files.contains_key(path) { "; its last content stays in force" } else { "" };
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) => {
+                self.troubles.insert(about, format!("failed to read it: {error}{kept}"));
+                return;
+            }
+        };
+        let digest = digest(&text);
+        if self.files.get(path).is_some_and(|content| content.digest == digest) {
+            self.troubles.remove(&about); // the file is fine again; its objects are as they were
+            return;
+        }
+        match Manifest::read(&text) {
+            Ok(manifest) => {
+                self.forget_troubles(&about);
+                let old = self.files.remove(path).unwrap_or_default();
+                let objects = self.checked(&about, manifest, &old.objects);
+                self.files.insert(path.to_owned(), Content { digest, objects });
+            }
+            Err(error) => {
+                self.troubles.insert(about, format!("{}{kept}", daemon::one_line(&error)));
+            }
+        }
+    }
+
+    /// Forgets what was wrong with a file and its objects.
+    fn forget_troubles(&mut self, file: &str) {
+        let of_object = format!("{file}: ");
+        self.troubles.retain(|about, _| about != file && !about.starts_with(&of_object));
+    }
+
+    /// The objects of a manifest. One that is as before stays the same allocation; one that is bad stays as it
+    /// was before.
+    fn checked(&mut self, about: &str, manifest: Manifest, old: &Objects) -> Objects {
+        let mut objects = Objects::new();
+        let mut bad = manifest.bad;
+        for object in &manifest.objects {
+            match check(object, &self.node) {
+                Ok(Some((key, object))) => {
+                    let same = old.get(&key).filter(|old| ***old == object).cloned();
+                    objects.insert(key, same.unwrap_or_else(|| Arc::new(object)));
+                }
+                Ok(None) => {}
+                Err(refused) => bad.push(refused),
+            }
+        }
+        for BadObject { kind, name, why } in bad {
+            let before = old.iter().find(|(key, _)| key.kind.as_str() == kind && key.name.as_str() == name);
+            let kept = if before.is_some() { "; it stays as it was" } else { "; it is passed over" };
+            self.troubles.insert(format!("{about}: {kind} {name}"), format!("{why}{kept}"));
+            objects.extend(before.map(|(key, object)| (key.clone(), Arc::clone(object))));
+        }
+        objects
+    }
+}
+
+/// Nobody has written to the file for a while.
+fn is_at_rest(path: &Path) -> bool {
+    let modified = fs::metadata(path).and_then(|meta| meta.modified());
+    modified.is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age >= REST))
+}
+
+fn digest(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The manifests of a folder, by name. Hidden files are drafts of editors, and folders with the data of mounted
+/// volumes.
+fn manifests_in(folder: &Path) -> io::Result<BTreeSet<PathBuf>> {
+    let mut files = BTreeSet::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let hidden = path.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));
+        let extension = path.extension().and_then(OsStr::to_str).unwrap_or_default();
+        if !hidden && ["yaml", "yml", "json"].contains(&extension) {
+            files.insert(path);
+        }
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+#[path = "file_tests.rs"]
+mod tests;

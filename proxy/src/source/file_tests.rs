@@ -1,0 +1,218 @@
+use std::{fs, os::unix::fs::symlink, sync::mpsc};
+
+use super::*;
+
+/// A folder of its own that goes with the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("weft-proxy-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+        Self(folder)
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.0.join(name);
+        fs::write(&path, text).unwrap();
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn service(name: &str, ip: &str) -> String {
+    format!(
+        "---\n{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, spec: {{clusterIP: {ip}, ports: [{{port: 80}}]}}}}\n"
+    )
+}
+
+fn source(path: &Path) -> FileSource {
+    FileSource::new(path.to_owned(), "n1".parse().unwrap())
+}
+
+fn names(source: &FileSource) -> Vec<String> {
+    source.objects().keys().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_folder_is_the_sum_of_its_manifests() {
+    let folder = Folder::new("sum");
+    folder.write("a.yaml", &service("a", "10.96.0.1"));
+    folder.write("b.yml", &service("b", "10.96.0.2"));
+    folder.write("c.json", r#"{"apiVersion":"v1","kind":"Node","metadata":{"name":"n1"}}"#);
+    folder.write("notes.txt", "not a manifest: [");
+    folder.write(".draft.yaml", "not a manifest: [");
+    let mut source = source(&folder.0);
+    source.read(&Touched::All);
+    assert_eq!(names(&source), ["Service default/a", "Service default/b", "Node default/n1"]);
+    fs::remove_file(folder.0.join("b.yml")).unwrap();
+    source.read(&Touched::Files([folder.0.join("a.yaml")].into()));
+    assert_eq!(names(&source).len(), 3, "a file that went is gone once that is told");
+    source.read(&Touched::All);
+    assert_eq!(names(&source), ["Service default/a", "Node default/n1"]);
+    assert_eq!(source.troubles().count(), 0);
+}
+
+#[test]
+fn a_file_that_does_not_parse_keeps_its_old_content() {
+    let folder = Folder::new("broken");
+    let path = folder.write("a.yaml", &service("a", "10.96.0.1"));
+    let mut source = source(&folder.0);
+    source.read(&Touched::All);
+    folder.write("a.yaml", "apiVersion: [");
+    folder.write("b.yaml", &service("b", "10.96.0.2"));
+    source.read(&Touched::All);
+    assert_eq!(names(&source), ["Service default/a", "Service default/b"]);
+    let trouble = source.troubles().next().unwrap();
+    assert!(
+        trouble.starts_with(&format!("{}: document 1 is neither YAML nor JSON: ", path.display())),
+        "{trouble}"
+    );
+    assert!(trouble.ends_with("; its last content stays in force"), "{trouble}");
+    folder.write("a.yaml", &service("a", "10.96.0.1"));
+    source.read(&Touched::All);
+    assert_eq!(source.troubles().count(), 0);
+}
+
+#[test]
+fn an_object_that_turns_bad_stays_as_it_was_and_harms_no_other() {
+    let folder = Folder::new("bad");
+    let path = folder.write("a.yaml", &(service("a", "10.96.0.1") + &service("b", "10.96.0.2")));
+    let mut source = source(&path);
+    source.read(&Touched::All);
+    let before = source.objects();
+    folder.write(
+        "a.yaml",
+        &(service("a", "10.96.0.300") + &service("c", "10.96.0.3") + &service("d", "nonsense")),
+    );
+    source.read(&Touched::All);
+    assert_eq!(names(&source), ["Service default/a", "Service default/c"]);
+    let key = before.keys().next().unwrap();
+    assert!(Arc::ptr_eq(&before[key], &source.objects()[key]));
+    let troubles: Vec<_> = source.troubles().collect();
+    assert!(
+        troubles[0].ends_with("Service default/a: \"10.96.0.300\" is not an IP address; it stays as it was"),
+        "{troubles:?}"
+    );
+    assert!(
+        troubles[1].ends_with("Service default/d: \"nonsense\" is not an IP address; it is passed over"),
+        "{troubles:?}"
+    );
+}
+
+#[test]
+fn a_file_that_is_gone_or_not_there_yet_is_named() {
+    let folder = Folder::new("gone");
+    let path = folder.0.join("a.yaml");
+    let mut source = source(&path);
+    source.read(&Touched::All);
+    assert!(source.troubles().next().unwrap().contains("failed to read it"));
+    folder.write("a.yaml", &service("a", "10.96.0.1"));
+    source.read(&Touched::All);
+    assert_eq!(source.troubles().count(), 0);
+    fs::remove_file(&path).unwrap();
+    source.read(&Touched::All);
+    assert_eq!(names(&source), ["Service default/a"]);
+    assert!(source.troubles().next().unwrap().ends_with("its last content stays in force"));
+}
+
+/// A watched source that is read whenever something is told.
+struct Watched {
+    source: FileSource,
+    told: mpsc::Receiver<Touched>,
+}
+
+impl Watched {
+    fn new(path: &Path) -> Self {
+        let (tell, told) = mpsc::channel();
+        watch(path.to_owned(), move |touched| drop(tell.send(touched))).unwrap();
+        let mut source = source(path);
+        source.read(&Touched::All);
+        Self { source, told }
+    }
+
+    /// Reads what is told until the names are these; every state on the way must be one of `allowed`.
+    fn becomes(&mut self, wanted: &[&str], allowed: &[&[&str]]) {
+        let end = std::time::Instant::now() + Duration::from_secs(5);
+        while names(&self.source) != wanted {
+            let left = end.saturating_duration_since(std::time::Instant::now());
+            let touched =
+                self.told.recv_timeout(left).unwrap_or_else(|_| panic!("{:?}", names(&self.source)));
+            self.source.read(&touched);
+            let now = names(&self.source);
+            assert!(now == wanted || allowed.iter().any(|allowed| now == *allowed), "{now:?} on the way");
+        }
+    }
+}
+
+const A: &[&str] = &["Service default/a"];
+const B: &[&str] = &["Service default/b"];
+
+#[test]
+fn a_file_that_is_written_slowly_is_read_once_it_is_complete() {
+    use std::io::Write;
+    let folder = Folder::new("slow");
+    let path = folder.write("a.yaml", &service("a", "10.96.0.1"));
+    let mut watched = Watched::new(&path);
+    let mut file = fs::File::create(&path).unwrap();
+    for half in [&service("b", "10.96.0.1")[..30], &service("b", "10.96.0.1")[30..]] {
+        std::thread::sleep(Duration::from_millis(60));
+        file.write_all(half.as_bytes()).unwrap();
+    }
+    drop(file);
+    watched.becomes(B, &[A]);
+    assert_eq!(watched.source.troubles().count(), 0);
+}
+
+#[test]
+fn a_file_that_an_editor_renames_and_writes_anew_is_never_absent() {
+    let folder = Folder::new("editor");
+    folder.write("a.yaml", &service("a", "10.96.0.1"));
+    let mut watched = Watched::new(&folder.0);
+    fs::rename(folder.0.join("a.yaml"), folder.0.join("a.yaml~")).unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    folder.write("a.yaml", &service("b", "10.96.0.1"));
+    watched.becomes(B, &[A]);
+    folder.write("a.yaml.new", &service("a", "10.96.0.1"));
+    fs::rename(folder.0.join("a.yaml.new"), folder.0.join("a.yaml")).unwrap();
+    watched.becomes(A, &[B]);
+    fs::remove_file(folder.0.join("a.yaml")).unwrap();
+    watched.becomes(&[], &[A]);
+}
+
+#[test]
+fn a_mounted_config_map_is_followed_through_its_links() {
+    let folder = Folder::new("volume");
+    let swap = |version: &str, text: &str| {
+        fs::create_dir(folder.0.join(version)).unwrap();
+        folder.write(&format!("{version}/a.yaml"), text);
+        symlink(version, folder.0.join("..data_tmp")).unwrap();
+        fs::rename(folder.0.join("..data_tmp"), folder.0.join("..data")).unwrap();
+    };
+    swap("..1", &service("a", "10.96.0.1"));
+    symlink("..data/a.yaml", folder.0.join("a.yaml")).unwrap();
+    let mut watched = Watched::new(&folder.0);
+    let mut file = Watched::new(&folder.0.join("a.yaml"));
+    assert_eq!(names(&file.source), A);
+    swap("..2", &service("b", "10.96.0.1"));
+    watched.becomes(B, &[A]);
+    file.becomes(B, &[A]);
+}
+
+#[test]
+fn a_folder_that_appears_later_is_read() {
+    let folder = Folder::new("later");
+    let path = folder.0.join("manifests");
+    let mut watched = Watched::new(&path);
+    assert_eq!(watched.source.troubles().count(), 1);
+    fs::create_dir(&path).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    fs::write(path.join("a.yaml"), service("a", "10.96.0.1")).unwrap();
+    watched.becomes(A, &[&[]]);
+}

@@ -1,0 +1,3 @@
+//! Where Services and endpoints come from.
+
+pub mod file;
