@@ -6,17 +6,16 @@ use anyhow::{Context, Result};
 use netns_tests::cluster::{UP, leases, overlay, pods, reach_each_other};
 use testkit::eventually;
 use testkit::lab::{Lab, Plan};
-use testkit::traffic::Pinger;
+use testkit::ping::Pinger;
 
 /// Pings from the first pod to the second while `work` is done; nothing may be lost.
-fn nothing_is_lost(lab: &mut Lab, count: u32, work: impl FnOnce(&mut Lab) -> Result<()>) -> Result<()> {
+fn nothing_is_lost(lab: &mut Lab, count: u16, work: impl FnOnce(&mut Lab) -> Result<()>) -> Result<()> {
     let pods = pods(lab)?;
-    let log = lab.dir.path().join("ping.log");
-    let pinger = Pinger::start(|cmd| pods[0].wrap(cmd), pods[1].address, count, log)?;
+    let pinger = Pinger::start(&pods[0].net, pods[1].address, count)?;
     std::thread::sleep(Duration::from_secs(1));
     work(lab)?;
     let pinged = pinger.finish()?;
-    assert_eq!((pinged.sent, pinged.lost()), (count, 0), "{}", pinged.line);
+    assert!(pinged.sent == count && pinged.lost.is_empty(), "{pinged:?}");
     Ok(())
 }
 

@@ -159,6 +159,11 @@ impl Cmd {
 
 impl fmt::Display for Cmd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let [bash, option, script] = self.words.as_slice()
+            && (bash.as_str(), option.as_str()) == ("bash", "-c")
+        {
+            return f.write_str(script);
+        }
         for (i, word) in self.words.iter().enumerate() {
             let gap = if i == 0 { "" } else { " " };
             let program = Path::new(word).file_name().and_then(OsStr::to_str).filter(|_| i == 0);
@@ -247,5 +252,6 @@ mod tests {
     fn text_for_people_has_no_prefix_and_quotes_what_needs_it() {
         let cmd = Cmd::new("/usr/sbin/ip -j link").arg("a b").entering(["nsenter", "--net=/x"]);
         assert_eq!(cmd.to_string(), "ip -j link 'a b'");
+        assert_eq!(Cmd::shell("a | b 'c'").to_string(), "a | b 'c'");
     }
 }

@@ -11,6 +11,7 @@ mod exec;
 mod find;
 pub mod lab;
 mod netns;
+pub mod ping;
 mod process;
 mod space;
 pub mod traffic;

@@ -13,9 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::process::Signal;
 
-use crate::{Cmd, Netns, Process};
+use crate::Netns;
 
 /// How often a waiting server looks whether it should end.
 const LOOK_UP: Duration = Duration::from_millis(200);
@@ -229,90 +228,10 @@ impl Connector {
     }
 }
 
-/// `ping` at 100 packets per second, in the background.
-#[derive(Debug)]
-pub struct Pinger {
-    process: Process,
-    count: u32,
-}
-
-/// What `ping` counted.
-#[derive(Clone, Debug)]
-pub struct Pinged {
-    /// Packets sent.
-    pub sent: u32,
-    /// Packets answered.
-    pub received: u32,
-    /// The command.
-    pub command: String,
-    /// The line of its output with the counts.
-    pub line: String,
-}
-
-impl Pinged {
-    /// Packets without an answer.
-    #[must_use]
-    pub fn lost(&self) -> u32 {
-        self.sent.saturating_sub(self.received)
-    }
-}
-
-impl Pinger {
-    /// Starts sending `count` packets to `to`. `wrap` leads the command to where it runs
-    /// (`|cmd| pod.wrap(cmd)`), `log` is a file of its own.
-    ///
-    /// # Errors
-    /// When ping can't be started.
-    pub fn start(
-        wrap: impl Fn(Cmd) -> Cmd,
-        to: Ipv4Addr,
-        count: u32,
-        log: impl Into<std::path::PathBuf>,
-    ) -> Result<Self> {
-        let cmd = Cmd::new(format!("ping -n -q -i 0.01 -W 2 -c {count} {to}"));
-        Ok(Self { process: Process::spawn(&wrap(cmd), log)?, count })
-    }
-
-    /// Waits until all packets are sent and the answers are in.
-    ///
-    /// # Errors
-    /// When ping does not end, or says nothing.
-    pub fn finish(mut self) -> Result<Pinged> {
-        // It falls behind its pace when the machine is busy.
-        let limit = Duration::from_millis(u64::from(self.count) * 40) + Duration::from_secs(10);
-        self.process.wait(limit)?;
-        self.counted()
-    }
-
-    /// Ends it now. A packet still under way may count as lost.
-    ///
-    /// # Errors
-    /// When ping does not end, or says nothing.
-    pub fn interrupt(mut self) -> Result<Pinged> {
-        self.process.signal(Signal::INT)?;
-        self.process.wait(Duration::from_secs(5))?;
-        self.counted()
-    }
-
-    fn counted(&self) -> Result<Pinged> {
-        let log = self.process.log();
-        let line = log.lines().find(|line| line.contains("packets transmitted")).map(str::trim);
-        let line = line.with_context(|| format!("ping gave no count:\n{log}"))?;
-        let mut numbers = line.split([' ', ',']).filter_map(|word| word.parse::<u32>().ok());
-        let (sent, received) = (numbers.next(), numbers.next());
-        Ok(Pinged {
-            sent: sent.context("no count of packets sent")?,
-            received: received.context("no count of packets received")?,
-            command: self.process.shown().to_owned(),
-            line: line.to_owned(),
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{TempDir, netns_or_skip};
+    use crate::netns_or_skip;
 
     const SOON: Duration = Duration::from_secs(2);
 
@@ -349,22 +268,6 @@ mod tests {
         assert!(tally.answered["web"] >= 10, "{tally:?}");
         assert!(tally.failures() >= 10, "{tally:?}");
         assert_eq!(tally.total(), tally.answered["web"] + tally.failures());
-        Ok(())
-    }
-
-    #[test]
-    fn ping_counts_what_was_lost() -> Result<()> {
-        let Some(net) = netns_or_skip() else { return Ok(()) };
-        let dir = TempDir::new("ping")?;
-        let start = |to| Pinger::start(|cmd| net.wrap(cmd), to, 20, dir.path().join(format!("{to}.log")));
-        let fine = start(Ipv4Addr::LOCALHOST)?.finish()?;
-        assert_eq!((fine.sent, fine.lost()), (20, 0), "{fine:?}");
-        net.cmd("ip address add 10.1.1.1/24 dev lo").ok()?;
-        net.cmd("nft add table ip t").ok()?;
-        net.cmd("nft add chain ip t in").arg("{ type filter hook input priority 0; }").ok()?;
-        net.cmd("nft add rule ip t in ip daddr 10.1.1.1 drop").ok()?;
-        let lossy = start(Ipv4Addr::new(10, 1, 1, 1))?.finish()?;
-        assert_eq!((lossy.sent, lossy.lost()), (20, 20), "{lossy:?}");
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! `make demo`: a cluster of three nodes on this machine, judged from outside.
 //!
 //! `KEEP=1` leaves it up. `--quick` leaves out repairs, kills and outages; `--break <fault>` breaks the
-//! cluster first (see `Fault`), to show that the checks notice.
+//! cluster first (see `Fault`), to show that the checks which should notice it do.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, bail};
 use testkit::lab::Node;
 
-use super::Cluster;
+use super::{Cluster, reach};
 
 /// A way to break the cluster. Where flanneld would repair it, flanneld is killed first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +34,18 @@ impl FromStr for Fault {
 }
 
 impl Fault {
+    /// The checks that have to fail then.
+    #[must_use]
+    pub const fn noticed_by(self) -> &'static [&'static str] {
+        match self {
+            Self::Masquerade => &[reach::MASQUERADED],
+            Self::Vni => &[reach::EVERY_PAIR, reach::CAPTURED],
+            Self::Fdb => &[reach::EVERY_PAIR],
+            Self::Hairpin => &[reach::HAIRPIN],
+            Self::Endpoint => &[reach::SPREAD],
+        }
+    }
+
     /// The word after `--break`.
     #[must_use]
     pub const fn name(self) -> &'static str {

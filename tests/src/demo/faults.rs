@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use testkit::lab::{Lab, Node};
-use testkit::traffic::{Pinged, Pinger};
+use testkit::ping::{Pinger, counter};
 use testkit::{Cmd, Process, eventually};
 
 use super::Cluster;
@@ -17,7 +17,7 @@ use super::services::MYWEB;
 const OBJECT: Duration = Duration::from_millis(200);
 const DEVICE: Duration = Duration::from_millis(500);
 /// At 100 packets per second; the bar is at least 1,000.
-const PINGS: u32 = 1100;
+const PINGS: u16 = 1100;
 /// New connections; the bar is at least 500.
 const CONNECTIONS: u32 = 600;
 const WITHOUT_ETCD: Duration = Duration::from_secs(20);
@@ -113,20 +113,18 @@ fn fdb(node: &Node) -> Result<Vec<(String, String)>> {
 pub(super) fn outages(cluster: &mut Cluster, report: &mut Report) {
     let nodes = 0..cluster.lab.nodes.len();
     report.check("kill -9 of every flanneld: packets lost", || {
-        lost(cluster, PINGS, "kill-flanneld", |lab| {
+        lost(cluster, PINGS, |lab| {
             lab.nodes.iter_mut().for_each(Node::kill_flanneld);
             Ok(())
         })
     });
     report.check("restart of every flanneld: packets lost", || {
-        lost(cluster, PINGS, "restart-flanneld", |lab| {
-            nodes.clone().try_for_each(|index| lab.start_flanneld(index))
-        })
+        lost(cluster, PINGS, |lab| nodes.clone().try_for_each(|index| lab.start_flanneld(index)))
     });
     let mut connections = None;
     report.check("kill -9 of every weft-proxy: packets lost", || {
         let running = Connections::start(cluster, "kill-proxy")?;
-        let judged = lost(cluster, PINGS, "kill-proxy-ping", |lab| {
+        let judged = lost(cluster, PINGS, |lab| {
             lab.nodes.iter_mut().for_each(Node::kill_proxy);
             Ok(())
         });
@@ -144,7 +142,7 @@ pub(super) fn outages(cluster: &mut Cluster, report: &mut Report) {
     });
     report.check("20 s without etcd: packets lost", || {
         let before = cluster.lab.etcd.list(&cluster.lab.underlay, &cluster.lab.plan.prefix)?;
-        let judged = lost(cluster, 2400, "etcd", |lab| {
+        let judged = lost(cluster, 2400, |lab| {
             lab.etcd.kill_all();
             std::thread::sleep(WITHOUT_ETCD);
             lab.etcd.revive(&lab.underlay)
@@ -162,26 +160,22 @@ fn keys(list: &[(String, String)]) -> Vec<&str> {
     list.iter().map(|(key, _)| key.as_str()).collect()
 }
 
-/// Pings from node1's pod to node2's while `work` is done to the lab.
-fn lost(
-    cluster: &mut Cluster,
-    count: u32,
-    log: &str,
-    work: impl FnOnce(&mut Lab) -> Result<()>,
-) -> Result<Judged> {
+/// Sends echo requests from node1's pod to node2's while `work` is done to the lab.
+fn lost(cluster: &mut Cluster, count: u16, work: impl FnOnce(&mut Lab) -> Result<()>) -> Result<Judged> {
     let from = &cluster.pods.web[0];
     let to: Ipv4Addr = cluster.pods.web[1].address;
-    let log = cluster.lab.dir.path().join(format!("{log}.log"));
-    let pinger = Pinger::start(|cmd| from.wrap(cmd), to, count, log)?;
+    let (before, _) = counter(&from.net, "IcmpInEchoReps")?;
+    let pinger = Pinger::start(&from.net, to, count)?;
     std::thread::sleep(Duration::from_secs(2));
     work(&mut cluster.lab)?;
-    let pinged: Pinged = pinger.finish()?;
-    Ok(Judged {
-        pass: pinged.lost() == 0 && pinged.sent == count,
-        measured: format!("{} of {}", pinged.lost(), pinged.sent),
-        command: format!("{}# {}", from.name, pinged.command),
-        line: pinged.line,
-    })
+    let pinged = pinger.finish()?;
+    let (after, ran) = counter(&from.net, "IcmpInEchoReps")?;
+    let answers = after - before;
+    let missing = u64::from(pinged.sent).saturating_sub(answers);
+    let pass = pinged.sent == count && pinged.lost.is_empty() && missing == 0;
+    let measured = format!("{} of {} at 100 per second", pinged.lost.len(), pinged.sent);
+    let line = format!("IcmpInEchoReps grew by {answers} to {after}");
+    Ok(Judged::by(pass, measured, &from.name, &ran, Some(&line)))
 }
 
 /// New connections to myweb, one after the other, each by a `curl` of its own.

@@ -25,7 +25,7 @@ pub struct Options {
     pub keep: bool,
     /// Leave out what takes long: repairs, kills, outages.
     pub quick: bool,
-    /// Break the cluster before it is judged; implies `quick`.
+    /// Break the cluster first and judge only what should notice it.
     pub fault: Option<Fault>,
 }
 
@@ -67,7 +67,7 @@ struct Cluster {
 pub fn run(options: &Options) -> Result<bool> {
     let start = Instant::now();
     let mut cluster = build(options.keep)?;
-    let mut report = Report::default();
+    let mut report = options.fault.map_or_else(Report::default, |fault| Report::only(fault.noticed_by()));
     if let Some(fault) = options.fault {
         println!("\nBreaking it: {fault}");
         breaks::apply(fault, &mut cluster)?;

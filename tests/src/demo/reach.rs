@@ -11,13 +11,20 @@ use super::Cluster;
 use super::report::{Judged, Report};
 use super::services::{DNS, KUBERNETES, MYWEB, NODE_PORT, OUTSIDE};
 
+/// Names of the checks that a fault is to be noticed by.
+pub(super) const EVERY_PAIR: &str = "every pod to every pod";
+pub(super) const CAPTURED: &str = "packets between nodes are VXLAN, VNI 1";
+pub(super) const SPREAD: &str = "spread over three endpoints";
+pub(super) const HAIRPIN: &str = "a pod reaches itself through its Service";
+pub(super) const MASQUERADED: &str = "pod to outside is masqueraded";
+
 /// Connections for the check of the spread, and how many each of three endpoints may get.
-const SPREAD: u32 = 900;
+const CONNECTIONS: u32 = 900;
 const SHARE: std::ops::RangeInclusive<u32> = 240..=360;
 
 pub(super) fn judge(cluster: &Cluster, report: &mut Report) {
-    report.check("every pod to every pod", || every_pair(cluster));
-    report.check("packets between nodes are VXLAN, VNI 1", || captured(cluster));
+    report.check(EVERY_PAIR, || every_pair(cluster));
+    report.check(CAPTURED, || captured(cluster));
     let pods: Vec<_> = cluster.pods.all().map(Place::Pod).collect();
     let nodes: Vec<_> = cluster.lab.nodes.iter().map(Place::Node).collect();
     for (who, places) in [("pods", &pods), ("nodes", &nodes)] {
@@ -27,9 +34,9 @@ pub(super) fn judge(cluster: &Cluster, report: &mut Report) {
         report.check(format!("{who} to kube-dns over UDP"), || each(places, &datagram(DNS)));
     }
     report.check("outside to the NodePort of every node", || node_ports(cluster));
-    report.check("spread over three endpoints", || spread(cluster));
-    report.check("a pod reaches itself through its Service", || hairpin(cluster));
-    report.check("pod to outside is masqueraded", || masqueraded(cluster, 0));
+    report.check(SPREAD, || spread(cluster));
+    report.check(HAIRPIN, || hairpin(cluster));
+    report.check(MASQUERADED, || masqueraded(cluster, 0));
     report.check("the same without a default route", || masqueraded(cluster, 2));
 }
 
@@ -64,7 +71,9 @@ fn curl(at: SocketAddrV4) -> Cmd {
 /// Sends one datagram and waits for the answer, with nothing but bash.
 fn datagram(at: SocketAddrV4) -> Cmd {
     let (ip, port) = (at.ip(), at.port());
-    Cmd::shell(format!("exec 3<>/dev/udp/{ip}/{port}; echo hi >&3; read -t 2 -u 3 answer; echo $answer"))
+    Cmd::shell(format!(
+        "exec 3<>/dev/udp/{ip}/{port}; echo hi >&3; timeout 2 dd bs=512 count=1 status=none <&3"
+    ))
 }
 
 fn every_pair(cluster: &Cluster) -> Result<Judged> {
@@ -141,13 +150,16 @@ fn node_ports(cluster: &Cluster) -> Result<Judged> {
 
 fn spread(cluster: &Cluster) -> Result<Judged> {
     let from = &cluster.pods.plain[2];
-    let line = format!("curl -sS -m 2 'http://{MYWEB}/[1-{SPREAD}]' 2>&1 | cut -d' ' -f1 | sort | uniq -c");
+    let line =
+        format!("curl -sS -m 2 'http://{MYWEB}/[1-{CONNECTIONS}]' 2>&1 | cut -d' ' -f1 | sort | uniq -c");
     let ran = from.wrap(Cmd::shell(line).limit(Duration::from_secs(120))).run()?;
     let counts: Vec<_> = ran.stdout.lines().map(str::trim).collect();
-    let shares: Vec<u32> = counts.iter().filter_map(|line| line.split(' ').next()?.parse().ok()).collect();
-    let pass =
-        shares.len() == 3 && shares.iter().sum::<u32>() == SPREAD && shares.iter().all(|n| SHARE.contains(n));
-    let measured = format!("{shares:?} of {SPREAD} (each {} to {})", SHARE.start(), SHARE.end());
+    let of_web = counts.iter().filter_map(|line| line.split_once(" web"));
+    let shares: Vec<u32> = of_web.filter_map(|(count, _)| count.parse().ok()).collect();
+    let pass = shares.len() == 3
+        && shares.iter().sum::<u32>() == CONNECTIONS
+        && shares.iter().all(|n| SHARE.contains(n));
+    let measured = format!("{shares:?} of {CONNECTIONS} (each {} to {})", SHARE.start(), SHARE.end());
     Ok(Judged::by(pass, measured, &from.name, &ran, Some(&counts.join(", "))))
 }
 
