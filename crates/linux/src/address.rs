@@ -217,4 +217,11 @@ mod tests {
         assert_eq!((of(31), of(32)), (None, None));
         assert_eq!(Address::new(1, "fd00::1".parse().unwrap(), 64).broadcast(), None);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_read_without_harm(payload: Vec<u8>) {
+            let _ = read(Message { kind: 0, flags: 0, sequence: 0, payload: &payload });
+        }
+    }
 }

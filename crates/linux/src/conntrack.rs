@@ -327,4 +327,11 @@ mod tests {
         ];
         assert_eq!(bytes, golden.concat());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_read_without_harm(payload: Vec<u8>) {
+            let _ = read(Message { kind: 0, flags: 0, sequence: 0, payload: &payload });
+        }
+    }
 }

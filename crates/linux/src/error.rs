@@ -63,21 +63,24 @@ pub enum Retry {
 }
 
 impl Cause {
-    /// From an error number as the kernel reports it, with its words where it gave some.
-    pub(crate) fn refused(errno: Errno, text: Option<String>) -> Self {
+    /// From a positive error number as the kernel reports it, with its words where it gave some.
+    pub(crate) fn refused(number: i32, text: Option<String>) -> Self {
+        // MAX_ERRNO of the kernel.
+        if !(1..4096).contains(&number) {
+            return Self::Garbled(format!("{number} is not an error number"));
+        }
+        let errno = io::Error::from_raw_os_error(number);
         match text {
-            Some(text) => Self::Refused { errno: errno.into(), text },
-            None => Self::Errno(errno.into()),
+            Some(text) => Self::Refused { errno, text },
+            None => Self::Errno(errno),
         }
     }
 
     /// The error number, where there is one.
-    fn errno(&self) -> Option<Errno> {
+    fn errno(&self) -> Option<i32> {
         match self {
-            Self::Refused { errno, .. } | Self::Errno(errno) => {
-                errno.raw_os_error().map(Errno::from_raw_os_error)
-            }
-            Self::Overrun => Some(Errno::NOBUFS),
+            Self::Refused { errno, .. } | Self::Errno(errno) => errno.raw_os_error(),
+            Self::Overrun => Some(libc::ENOBUFS),
             Self::KeptChanging | Self::NoAnswer(_) | Self::Garbled(_) => None,
         }
     }
@@ -113,7 +116,7 @@ impl Error {
     /// The raw error number (errno(3)), where the kernel gave one.
     #[must_use]
     pub fn raw_os_error(&self) -> Option<i32> {
-        self.cause.errno().map(Errno::raw_os_error)
+        self.cause.errno()
     }
 
     /// The kernel's own words (extended acknowledgement), where it gave some.
@@ -128,27 +131,27 @@ impl Error {
     /// The object exists already (EEXIST).
     #[must_use]
     pub fn is_exists(&self) -> bool {
-        self.cause.errno() == Some(Errno::EXIST)
+        self.cause.errno() == Some(libc::EEXIST)
     }
 
     /// The object does not exist: ENOENT, ESRCH (routes), ENODEV (links), ENXIO, or EADDRNOTAVAIL
     /// (addresses).
     #[must_use]
     pub fn is_not_found(&self) -> bool {
-        let absent = [Errno::NOENT, Errno::SRCH, Errno::NODEV, Errno::NXIO, Errno::ADDRNOTAVAIL];
+        let absent = [libc::ENOENT, libc::ESRCH, libc::ENODEV, libc::ENXIO, libc::EADDRNOTAVAIL];
         self.cause.errno().is_some_and(|errno| absent.contains(&errno))
     }
 
     /// The privilege is missing (EPERM, EACCES).
     #[must_use]
     pub fn is_permission(&self) -> bool {
-        matches!(self.cause.errno(), Some(Errno::PERM | Errno::ACCESS))
+        matches!(self.cause.errno(), Some(libc::EPERM | libc::EACCES))
     }
 
     /// The kernel lacks the feature (EOPNOTSUPP, EAFNOSUPPORT, EPROTONOSUPPORT).
     #[must_use]
     pub fn is_unsupported(&self) -> bool {
-        matches!(self.cause.errno(), Some(Errno::OPNOTSUPP | Errno::AFNOSUPPORT | Errno::PROTONOSUPPORT))
+        matches!(self.cause.errno(), Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT))
     }
 
     /// Answers or events were lost: the state of the kernel must be read again.
@@ -180,7 +183,7 @@ mod tests {
 
     #[test]
     fn the_text_is_the_attempt_and_the_source_is_the_reason() {
-        let cause = Cause::refused(Errno::NETUNREACH, Some("Nexthop has invalid gateway".to_owned()));
+        let cause = Cause::refused(101, Some("Nexthop has invalid gateway".to_owned()));
         let error = Error::new("add", "route 10.244.3.0/24 via 10.244.3.0 dev flannel.1", cause);
         assert_eq!(error.to_string(), "failed to add route 10.244.3.0/24 via 10.244.3.0 dev flannel.1");
         assert_eq!(
@@ -193,7 +196,7 @@ mod tests {
 
     #[test]
     fn an_error_knows_what_to_do_next() {
-        let with = |errno| Error::new("add", "link x", Cause::refused(errno, None));
+        let with = |errno: Errno| Error::new("add", "link x", Cause::refused(errno.raw_os_error(), None));
         assert!(with(Errno::EXIST).is_exists() && with(Errno::SRCH).is_not_found());
         assert_eq!(with(Errno::EXIST).retry(), Retry::AfterObserving);
         assert_eq!(with(Errno::PERM).retry(), Retry::Never);

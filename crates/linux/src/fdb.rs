@@ -129,3 +129,15 @@ fn read(message: Message<'_>) -> Result<Option<Entry>, Cause> {
     let permanent = header.state == NeighbourState::Permanent;
     Ok(mac.map(|mac| Entry { device: header.ifindex, mac, destination, permanent }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_read_without_harm(payload: Vec<u8>) {
+            let _ = read(Message { kind: 0, flags: 0, sequence: 0, payload: &payload });
+        }
+    }
+}

@@ -149,3 +149,15 @@ fn read(message: Message<'_>) -> Result<Option<Neighbour>, Cause> {
     let state = u16::from(header.state).into();
     Ok(destination.map(|address| Neighbour { device: header.ifindex, address, mac, state }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_read_without_harm(payload: Vec<u8>) {
+            let _ = read(Message { kind: 0, flags: 0, sequence: 0, payload: &payload });
+        }
+    }
+}

@@ -12,7 +12,7 @@ use linux::{
     fdb::Entry,
     link::{Vxlan, set_up},
     neighbour::{Neighbour, State},
-    netlink::{Request, RouteSocket},
+    netlink::{Connection, Protocol, Request, RouteSocket},
     netns::Netns,
     route::{Filter, Kind, Route},
     sysctl,
@@ -20,6 +20,9 @@ use linux::{
 use netmodel::{IfName, Mac, Mtu, Port, Subnet, Vni};
 use serde_json::Value;
 use world::{in_namespace, json, run};
+
+/// Multicast group of route events (`RTNLGRP_IPV4_ROUTE`).
+const GROUP_IPV4_ROUTE: u32 = 7;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -346,6 +349,36 @@ fn a_list_read_while_it_changes_holds_every_route_that_stays() {
         }
         churn.join().unwrap();
         assert_eq!(device.socket.routes(filter).unwrap().len(), 3000);
+    });
+}
+
+#[test]
+fn lost_events_are_reported_and_the_connection_stays_usable() {
+    in_namespace(|| {
+        let mut device = Device::new();
+        let mut events = Connection::open(Protocol::Route).unwrap();
+        events.join(GROUP_IPV4_ROUTE).unwrap();
+        for round in 0..4 {
+            let requests: Vec<Request> =
+                (1..=5000).flat_map(|number| device.peer(number + 5000 * round)).collect();
+            all_ok(device.socket.apply(&requests));
+        }
+        let mut seen = 0;
+        let error = loop {
+            match events.events(Some(Duration::from_secs(5)), |_| seen += 1) {
+                Ok(came) => assert!(came, "{seen} events and no word of those that were lost"),
+                Err(error) => break error,
+            }
+        };
+        assert!(
+            error.is_overrun() && error.retry() == linux::Retry::AfterObserving,
+            "{error}: {}",
+            error.cause
+        );
+        while events.events(Some(Duration::ZERO), |_| ()).unwrap() {}
+        all_ok(device.socket.apply(&device.peer(60_000)));
+        let mut later = 0;
+        assert!(events.events(Some(Duration::from_secs(5)), |_| later += 1).unwrap() && later == 1);
     });
 }
 

@@ -124,6 +124,6 @@ fn read_verdict(verdict: &mut PipeReader, request: &Request) -> Result<(), Error
     verdict.read_exact(&mut number).map_err(|error| request.failed(Cause::Errno(error)))?;
     match i32::from_ne_bytes(number) {
         0 => Ok(()),
-        errno => Err(request.failed(Errno::from_raw_os_error(errno))),
+        number => Err(request.failed(Cause::refused(number, None))),
     }
 }

@@ -251,3 +251,15 @@ impl VxlanFacts {
 fn set_address(value: &[u8]) -> Option<IpAddr> {
     address(value).filter(|address| !address.is_unspecified())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_read_without_harm(payload: Vec<u8>) {
+            let _ = link(&payload);
+        }
+    }
+}

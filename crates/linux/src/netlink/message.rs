@@ -3,7 +3,6 @@
 use netlink_packet_core::{
     NLM_F_CAPPED, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, NLMSG_NOOP, NLMSG_OVERRUN, NlasIterator,
 };
-use rustix::io::Errno;
 
 use crate::Cause;
 
@@ -81,7 +80,7 @@ impl<'a> Message<'a> {
             0.. => Ok(()),
             negative => {
                 let text = attributes.filter(|_| self.flags & ACK_HAS_ATTRIBUTES != 0).and_then(extack_text);
-                Err(Cause::refused(Errno::from_raw_os_error(negative.saturating_neg()), text))
+                Err(Cause::refused(negative.saturating_neg(), text))
             }
         }
     }
@@ -177,6 +176,25 @@ mod tests {
         bytes.pop();
         let kinds: Vec<_> = messages(&bytes).map(|m| (m.kind, m.payload.len())).collect();
         assert_eq!(kinds, [(20, 1), (NLMSG_DONE, 4)]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_read_without_harm(bytes: Vec<u8>, kind in 0_u16..4, flags: u16) {
+            for message in messages(&bytes) {
+                let _ = message.meaning();
+            }
+            let _ = Message { kind, flags, sequence: 1, payload: &bytes }.meaning();
+        }
+    }
+
+    #[test]
+    fn an_impossible_error_number_is_garbled() {
+        for number in [i32::MIN, -4096] {
+            let payload = number.to_ne_bytes();
+            let message = Message { kind: NLMSG_ERROR, flags: 0, sequence: 1, payload: &payload };
+            assert!(matches!(message.meaning(), Meaning::Answer(Err(Cause::Garbled(_)))), "{number}");
+        }
     }
 
     #[test]
