@@ -30,8 +30,9 @@ pub struct Flow {
     pub status: u32,
     /// The tracking zone; 0 unless somebody set one.
     pub zone: u16,
-    /// Tells it from a later flow with the same addresses.
-    id: Option<u32>,
+    /// The kernel's number of it, made of its addresses and its place in memory: it mostly tells it from a
+    /// later flow with the same addresses.
+    pub id: Option<u32>,
 }
 
 /// The addresses of one direction of a flow.
