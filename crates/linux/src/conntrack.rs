@@ -311,7 +311,7 @@ mod tests {
             let mut payload = delete_request(&flow).payload;
             let end = |address: SocketAddr| (Some(address.ip()), Some(address.port()));
             put_tuple(&mut payload, CTA_TUPLE_REPLY, Protocol::Udp, end(endpoint), end(client));
-            let read = read(Message { kind: GET, flags: 0, sequence: 0, payload: &payload });
+            let read = read(Message { kind: GET, flags: 0, sequence: 0, port: 0, payload: &payload });
             assert_eq!(read, Some(flow));
         }
     }

@@ -14,6 +14,7 @@ pub mod link;
 pub mod neighbour;
 pub mod netlink;
 pub mod netns;
+pub mod nft;
 pub mod packet;
 pub mod route;
 mod sys;

@@ -21,7 +21,7 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
     net::{
-        AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, connect,
+        AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, connect, getsockname,
         netlink::{self, SocketAddrNetlink},
         recv, send, socket_with, sockopt,
     },
@@ -87,6 +87,7 @@ impl Request {
 #[derive(Debug)]
 pub struct Connection {
     socket: OwnedFd,
+    port: u32,
     sequence: u32,
     send_buffer: usize,
     /// What the next send holds.
@@ -129,10 +130,23 @@ impl Connection {
         bind(&socket, &kernel)?;
         // From here on only the kernel can send to this socket.
         connect(&socket, &kernel)?;
-        let mut connection =
-            Self { socket, sequence: 0, send_buffer: 0, outgoing: Vec::new(), incoming: vec![0; DATAGRAM] };
+        let port = SocketAddrNetlink::try_from(getsockname(&socket)?)?.pid();
+        let mut connection = Self {
+            socket,
+            port,
+            sequence: 0,
+            send_buffer: 0,
+            outgoing: Vec::new(),
+            incoming: vec![0; DATAGRAM],
+        };
         connection.grow_send_buffer(SEND_BUFFER);
         Ok(connection)
+    }
+
+    /// What the kernel calls this connection ([`Message::port`]).
+    #[must_use]
+    pub fn port(&self) -> u32 {
+        self.port
     }
 
     /// Carries out all requests in order and returns one result for each. A request that fails does not

@@ -390,7 +390,7 @@ mod tests {
                 ..Route::to(destination)
             };
             let request = route.add(&"x".parse().unwrap());
-            let message = Message { kind: 24, flags: 0, sequence: 0, payload: &request.payload };
+            let message = Message { kind: 24, flags: 0, sequence: 0, port: 0, payload: &request.payload };
             assert_eq!(read(message).unwrap(), Some(route));
         }
     }

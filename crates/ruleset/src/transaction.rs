@@ -210,23 +210,52 @@ impl Transaction {
     }
 }
 
-impl fmt::Display for Change {
-    /// What is done to what, for messages: `add chain services`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Change {
+    /// What is tried, for messages: "add", "delete", "flush".
+    #[must_use]
+    pub const fn verb(&self) -> &'static str {
         match self {
-            Self::AddTable { .. } => f.write_str("add table"),
-            Self::DeleteTable => f.write_str("delete table"),
-            Self::AddChain { name, .. } => write!(f, "add chain {name}"),
-            Self::DeleteChain { name } => write!(f, "delete chain {name}"),
-            Self::FlushChain { name } => write!(f, "flush chain {name}"),
-            Self::AddSet { name, .. } => write!(f, "add set {name}"),
-            Self::DeleteSet { name } => write!(f, "delete set {name}"),
-            Self::AddRule { chain, .. } => write!(f, "add rule to chain {chain}"),
-            Self::DeleteRule { chain, handle } => write!(f, "delete rule {handle} of chain {chain}"),
-            Self::AddElements { set, elements, .. } => {
-                write!(f, "add {} elements to {set}", elements.len())
-            }
-            Self::DeleteElements { set, keys, .. } => write!(f, "delete {} elements of {set}", keys.len()),
+            Self::AddTable { .. }
+            | Self::AddChain { .. }
+            | Self::AddSet { .. }
+            | Self::AddRule { .. }
+            | Self::AddElements { .. } => "add",
+            Self::DeleteTable
+            | Self::DeleteChain { .. }
+            | Self::DeleteSet { .. }
+            | Self::DeleteRule { .. }
+            | Self::DeleteElements { .. } => "delete",
+            Self::FlushChain { .. } => "flush",
         }
+    }
+
+    /// On what, for messages: "chain services", "2 elements of map endpoints".
+    #[must_use]
+    pub fn object(&self) -> String {
+        match self {
+            Self::AddTable { .. } | Self::DeleteTable => "table".to_owned(),
+            Self::AddChain { name, .. } | Self::DeleteChain { name } | Self::FlushChain { name } => {
+                format!("chain {name}")
+            }
+            Self::AddSet { name, .. } | Self::DeleteSet { name } => format!("set {name}"),
+            Self::AddRule { chain, .. } => format!("rule of chain {chain}"),
+            Self::DeleteRule { chain, handle } => format!("rule {handle} of chain {chain}"),
+            Self::AddElements { set, elements, .. } => elements_object(set, elements.len()),
+            Self::DeleteElements { set, keys, .. } => elements_object(set, keys.len()),
+        }
+    }
+}
+
+fn elements_object(set: &Name, count: usize) -> String {
+    match count {
+        1 => format!("element of {set}"),
+        _ => format!("{count} elements of {set}"),
+    }
+}
+
+impl fmt::Display for Change {
+    /// What is done to what: `add chain services`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.verb(), self.object())
     }
 }

@@ -22,6 +22,8 @@ pub struct Message<'a> {
     pub flags: u16,
     /// The sequence number of the request that this answers; 0 in most events.
     pub sequence: u32,
+    /// The port of the connection whose request this answers, or whose doing an event tells of.
+    pub port: u32,
     /// What follows the netlink header: the header of the family (`rtmsg`, `nfgenmsg`, ...), then
     /// attributes.
     pub payload: &'a [u8],
@@ -50,6 +52,7 @@ pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
             kind: u16_at(header, 4)?,
             flags: u16_at(header, 6)?,
             sequence: u32_at(header, 8)?,
+            port: u32_at(header, 12)?,
             payload,
         };
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();

@@ -1,0 +1,123 @@
+//! nftables: one [`Transaction`] as one send, tables read back, changes by others reported.
+//!
+//! ```text
+//! Transaction --encode--> BATCH_BEGIN, messages, BATCH_END --one send--> kernel: all or nothing
+//!                         the last real message asks for the answer (kernels before 6.10 don't answer
+//!                         to BATCH_END); errors are matched by sequence number to the change
+//! Observed <--decode-- table, chains, sets, elements, rules: repeated while the ruleset changes
+//! ```
+
+mod attr;
+mod decode;
+mod dump;
+mod encode;
+mod events;
+mod numbers;
+mod op;
+
+use std::collections::BTreeMap;
+
+use ruleset::{Family, Name, Transaction};
+
+pub use self::{
+    dump::ForeignChain,
+    events::{Changed, Events},
+};
+use crate::{
+    Cause, Error,
+    netlink::{Connection, Protocol, Request},
+    netns::Netns,
+};
+
+/// A connection to nftables. It stays in the network namespace that it was opened in.
+#[derive(Debug)]
+pub struct Socket {
+    connection: Connection,
+}
+
+impl Socket {
+    /// Opens a connection in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// The kernel lacks netfilter's netlink, or no descriptor is free.
+    pub fn open() -> Result<Self, Error> {
+        Connection::open(Protocol::Netfilter).map(|connection| Self { connection })
+    }
+
+    /// Opens a connection in `namespace`.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), or the namespace could not be entered.
+    pub fn open_in(namespace: &Netns) -> Result<Self, Error> {
+        Connection::open_in(Protocol::Netfilter, namespace).map(|connection| Self { connection })
+    }
+
+    /// What the kernel calls this connection: [`Changed::by`] of the changes that it makes.
+    #[must_use]
+    pub fn port(&self) -> u32 {
+        self.connection.port()
+    }
+
+    /// Makes all changes of `transaction`, or none. An empty one is done without asking the kernel.
+    ///
+    /// # Errors
+    /// The kernel refused a change, which the error names, or did not answer; then nothing was changed.
+    pub fn commit(&mut self, transaction: &Transaction) -> Result<(), Error> {
+        self.commit_at(transaction, None)
+    }
+
+    /// As [`commit`](Self::commit), but with a `generation` only if the ruleset (of all tables) has not
+    /// changed since that [generation](Self::generation).
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit). Where the ruleset has changed, the error number is ERESTART (85).
+    pub fn commit_at(&mut self, transaction: &Transaction, generation: Option<u32>) -> Result<(), Error> {
+        if transaction.is_empty() {
+            return Ok(());
+        }
+        // Looks at the next number without taking it: how many are needed is known after packing.
+        let first = self.connection.reserve(0);
+        let batch = encode::batch(transaction, first, generation);
+        self.connection.reserve(batch.messages());
+        let failed = |sequence: u32, cause: Cause| batch.failed(transaction, sequence, cause);
+        match self.connection.transact(&batch.bytes, first, batch.last()) {
+            Err(cause) => Err(failed(first, cause)),
+            Ok(refused) => match refused.into_iter().next() {
+                Some((sequence, cause)) => Err(failed(sequence, cause)),
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// The generation of the ruleset: every commit by anybody makes it larger by one.
+    ///
+    /// # Errors
+    /// The kernel refused or did not answer.
+    pub fn generation(&mut self) -> Result<u32, Error> {
+        let request = get("read", "nftables generation", numbers::GETGEN, numbers::UNSPEC, &[]);
+        let found = self.connection.ask(&request, |message| {
+            decode::attributes(message)
+                .be32(numbers::GEN_ID)
+                .ok_or_else(|| Cause::Garbled("no generation".to_owned()))
+        })?;
+        found.first().copied().ok_or_else(|| request.failed(Cause::Garbled("no generation".to_owned())))
+    }
+}
+
+/// A request to read something, filtered by text attributes.
+fn get(verb: &'static str, object: &str, kind: u16, family: u8, filter: &[(u16, &str)]) -> Request {
+    let mut payload = attr::Writer::default();
+    payload.family_header(family, 0);
+    for (attribute, text) in filter {
+        payload.text(*attribute, text);
+    }
+    Request { verb, object: object.to_owned(), kind, flags: 0, payload: payload.bytes }
+}
+
+/// What to call a table in an error.
+fn table_object(family: Family, name: &Name) -> String {
+    format!("nftables table {family} {name}")
+}
+
+/// Anonymous sets by the name that the kernel gave them.
+type AnonymousSets = BTreeMap<Name, ruleset::code::AnonymousSet>;

@@ -1,0 +1,173 @@
+//! Tables, chains and rules read back from the kernel.
+
+use std::collections::BTreeMap;
+
+use ruleset::{
+    Base, Family, Hook, Name, Observed, ObservedChain, ObservedRule, ObservedSet, code::SetHeader,
+};
+
+use super::{AnonymousSets, Socket, decode, get, numbers as n, table_object};
+use crate::{Cause, Error};
+
+/// How often a table is read again because the ruleset changed meanwhile.
+const ATTEMPTS: usize = 16;
+
+/// A chain of any table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignChain {
+    /// The table's family.
+    pub family: Family,
+    /// The table's name.
+    pub table: Name,
+    /// The chain's name.
+    pub name: Name,
+    /// What makes it a base chain, if it is one.
+    pub base: Option<Base>,
+}
+
+impl Socket {
+    /// The table of that name with everything in it, or `None` where there is none. All parts are of one
+    /// generation of the ruleset.
+    ///
+    /// # Errors
+    /// The kernel refused or did not answer, or the ruleset kept changing.
+    pub fn table(&mut self, family: Family, name: &Name) -> Result<Option<Observed>, Error> {
+        for _ in 0..ATTEMPTS {
+            let before = self.generation()?;
+            let read = self.read_table(family, name);
+            if self.generation()? == before {
+                return read;
+            }
+        }
+        Err(Error::new("read", table_object(family, name), Cause::KeptChanging))
+    }
+
+    /// All chains of all tables of the families ip, ip6 and inet.
+    ///
+    /// # Errors
+    /// The kernel refused or did not answer, or the ruleset kept changing.
+    pub fn chains(&mut self) -> Result<Vec<ForeignChain>, Error> {
+        let request = get("list", "nftables chains", n::GETCHAIN, n::UNSPEC, &[]);
+        self.connection.dump(&request, |message| {
+            let attributes = decode::attributes(message);
+            let names = (decode::name(attributes, n::TABLE), decode::name(attributes, n::CHAIN_NAME));
+            Ok(match (n::read_family(decode::family(message)), names) {
+                (Some(family), (Some(table), Some(name))) => {
+                    Some(ForeignChain { family, table, name, base: decode::base(attributes) })
+                }
+                _ => None,
+            })
+        })
+    }
+
+    /// All base chains at a hook, in the order in which packets meet them.
+    ///
+    /// # Errors
+    /// The kernel refused or did not answer, or the ruleset kept changing.
+    pub fn base_chains(&mut self, hook: Hook) -> Result<Vec<ForeignChain>, Error> {
+        let mut chains = self.chains()?;
+        chains.retain(|chain| chain.base.is_some_and(|base| base.hook == hook));
+        chains.sort_by_key(|chain| chain.base.map(|base| base.priority));
+        Ok(chains)
+    }
+
+    /// The rules of a chain of any table, from first to last. What we have no word for is
+    /// [`Op::Other`](ruleset::code::Op::Other); the comment is the rule's own or that of an iptables
+    /// `comment` match.
+    ///
+    /// # Errors
+    /// There is no such chain ([`Error::is_not_found`]), the kernel refused or did not answer, or the ruleset
+    /// kept changing.
+    pub fn rules(&mut self, family: Family, table: &Name, chain: &Name) -> Result<Vec<ObservedRule>, Error> {
+        let object = format!("rules of chain {chain} in {}", table_object(family, table));
+        let filter = [(n::TABLE, table.as_str()), (n::RULE_CHAIN, chain.as_str())];
+        let request = get("list", &object, n::GETRULE, n::family(family), &filter);
+        let nothing = AnonymousSets::new();
+        self.connection.dump(&request, |message| {
+            let attributes = decode::attributes(message);
+            let wanted = attributes.text(n::TABLE) == Some(table.as_str())
+                && attributes.text(n::RULE_CHAIN) == Some(chain.as_str());
+            Ok(wanted.then(|| decode::rule(decode::family(message), attributes, &nothing)))
+        })
+    }
+
+    fn read_table(&mut self, family: Family, name: &Name) -> Result<Option<Observed>, Error> {
+        let object = table_object(family, name);
+        let request = get("read", &object, n::GETTABLE, n::family(family), &[(n::TABLE, name.as_str())]);
+        let found =
+            self.connection.ask(&request, |message| Ok(decode::table_comment(decode::attributes(message))));
+        let comment = match found {
+            Err(error) if error.is_not_found() => return Ok(None),
+            found => found?.into_iter().next().flatten(),
+        };
+        let mut chains: BTreeMap<Name, ObservedChain> = self
+            .chains()?
+            .into_iter()
+            .filter(|chain| chain.family == family && chain.table == *name)
+            .map(|chain| (chain.name, ObservedChain { base: chain.base, rules: Vec::new() }))
+            .collect();
+        let (sets, anonymous) = self.read_sets(family, name)?;
+        for (chain, rule) in self.read_rules(family, name, &anonymous)? {
+            chains.entry(chain).or_default().rules.push(rule);
+        }
+        Ok(Some(Observed { family, name: name.clone(), comment, chains, sets }))
+    }
+
+    fn read_sets(
+        &mut self,
+        family: Family,
+        table: &Name,
+    ) -> Result<(BTreeMap<Name, ObservedSet>, AnonymousSets), Error> {
+        let object = format!("sets of {}", table_object(family, table));
+        let filter = [(n::TABLE, table.as_str())];
+        let request = get("list", &object, n::GETSET, n::family(family), &filter);
+        let headers = self.connection.dump(&request, |message| {
+            let attributes = decode::attributes(message);
+            let ours = attributes.text(n::TABLE) == Some(table.as_str());
+            let name = decode::name(attributes, n::SET_NAME).filter(|_| ours);
+            Ok(name.zip(decode::set(attributes)).map(|set| (set, decode::is_anonymous(attributes))))
+        })?;
+        let (mut sets, mut anonymous) = (BTreeMap::new(), AnonymousSets::new());
+        for ((name, header), is_anonymous) in headers {
+            let elements = self.read_elements(family, (table, &name), &header)?;
+            if is_anonymous {
+                anonymous.extend(decode::anonymous(header, elements).map(|set| (name, set)));
+            } else {
+                sets.insert(name, ObservedSet { header, elements });
+            }
+        }
+        Ok((sets, anonymous))
+    }
+
+    fn read_elements(
+        &mut self,
+        family: Family,
+        (table, set): (&Name, &Name),
+        header: &SetHeader,
+    ) -> Result<BTreeMap<ruleset::Key, ruleset::Element>, Error> {
+        let object = format!("elements of {set} in {}", table_object(family, table));
+        let filter = [(n::TABLE, table.as_str()), (n::ELEM_LIST_SET, set.as_str())];
+        let request = get("list", &object, n::GETSETELEM, n::family(family), &filter);
+        let parts = self.connection.dump(&request, |message| {
+            Ok(Some(decode::entries(decode::attributes(message)).collect::<Vec<_>>()))
+        })?;
+        Ok(decode::elements(header.form, parts.into_iter().flatten().collect()))
+    }
+
+    fn read_rules(
+        &mut self,
+        family: Family,
+        table: &Name,
+        anonymous: &AnonymousSets,
+    ) -> Result<Vec<(Name, ObservedRule)>, Error> {
+        let object = format!("rules of {}", table_object(family, table));
+        let filter = [(n::TABLE, table.as_str())];
+        let request = get("list", &object, n::GETRULE, n::family(family), &filter);
+        self.connection.dump(&request, |message| {
+            let attributes = decode::attributes(message);
+            let chain = decode::name(attributes, n::RULE_CHAIN)
+                .filter(|_| attributes.text(n::TABLE) == Some(table.as_str()));
+            Ok(chain.map(|chain| (chain, decode::rule(decode::family(message), attributes, anonymous))))
+        })
+    }
+}
