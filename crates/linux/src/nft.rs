@@ -104,6 +104,12 @@ impl Socket {
     }
 }
 
+/// The bytes that [`Socket::commit`] sends for `transaction`, with sequence numbers from 0 on.
+#[must_use]
+pub fn pack(transaction: &Transaction) -> Vec<u8> {
+    encode::batch(transaction, 0, None).bytes
+}
+
 /// A request to read something, filtered by text attributes.
 fn get(verb: &'static str, object: &str, kind: u16, family: u8, filter: &[(u16, &str)]) -> Request {
     let mut payload = attr::Writer::default();

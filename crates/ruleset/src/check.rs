@@ -91,6 +91,10 @@ impl<'a> Check<'a> {
         if let Some(MapData::Value(data)) = &spec.data {
             self.typed(data);
         }
+        let is_host_order = |kind: &Type| kind.is_host_order() && kind.width() > 1;
+        if let Some(kind) = spec.key.types().iter().find(|kind| spec.interval && is_host_order(kind)) {
+            self.fault(format!("ranges of {kind:?} would compare bytes in the machine's order"));
+        }
         for (key, element) in &set.elements {
             self.comment(element.comment.as_deref());
             if !spec.key.fits(key.first()) || !spec.key.fits(key.last()) {

@@ -50,6 +50,14 @@ pub fn comment(kind: u8, text: &str) -> Vec<u8> {
     note(kind, &value)
 }
 
+/// The note of an element whose range goes up to the last value of all.
+#[must_use]
+pub fn open_range() -> Vec<u8> {
+    const FLAGS: u8 = 1;
+    const OPEN: u32 = 1;
+    number(FLAGS, OPEN)
+}
+
 /// The comment among the notes of an object.
 #[must_use]
 pub fn read_comment(kind: u8, mut notes: &[u8]) -> Option<Box<str>> {

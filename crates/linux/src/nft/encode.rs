@@ -91,6 +91,8 @@ struct Entry<'a> {
     key_end: Option<&'a Value>,
     /// The key is the first behind a range.
     is_end: bool,
+    /// The range has no end: it goes up to the last value of all.
+    is_open: bool,
     element: &'a Element,
 }
 
@@ -100,14 +102,14 @@ const NOTHING: Element = Element { data: Data::None, comment: None };
 /// What is sent for one element of a set: itself, and the end of its range where that is one of its own.
 fn entries<'a>(form: KeyForm, key: &'a Key, element: &'a Element) -> impl Iterator<Item = Entry<'a>> {
     let key_end = Some(key.last()).filter(|_| form == KeyForm::ConcatInterval);
-    let begin = Entry { key: Cow::Borrowed(key.first()), key_end, is_end: false, element };
-    // A range up to the last value of all has no end.
     let behind = if form == KeyForm::Interval { key.last().successor() } else { None };
+    let is_open = form == KeyForm::Interval && behind.is_none();
+    let begin = Entry { key: Cow::Borrowed(key.first()), key_end, is_end: false, is_open, element };
     std::iter::once(begin).chain(behind.map(end_of_range))
 }
 
 fn end_of_range<'a>(behind: Value) -> Entry<'a> {
-    Entry { key: Cow::Owned(behind), key_end: None, is_end: true, element: &NOTHING }
+    Entry { key: Cow::Owned(behind), key_end: None, is_end: true, is_open: false, element: &NOTHING }
 }
 
 /// What `nft` puts in front of the first range of a set: that nothing before it is in the set.
@@ -129,8 +131,15 @@ fn write_entry(nest: &mut Writer, entry: &Entry<'_>) {
         Data::Value(value) => nest.value(n::ELEM_DATA, value.as_bytes()),
         Data::Verdict(verdict) => nest.nest(n::ELEM_DATA, |data| op::write_verdict(data, verdict)),
     }
+    let mut notes = Vec::new();
     if let Some(text) = &entry.element.comment {
-        nest.raw(n::ELEM_USERDATA, &userdata::comment(userdata::COMMENT, text));
+        notes.extend(userdata::comment(userdata::COMMENT, text));
+    }
+    if entry.is_open {
+        notes.extend(userdata::open_range());
+    }
+    if !notes.is_empty() {
+        nest.raw(n::ELEM_USERDATA, &notes);
     }
 }
 
@@ -340,9 +349,6 @@ fn write_set(message: &mut Writer, name: &Name, header: &SetHeader, id: u32) {
         message.be32(n::SET_DATA_LEN, width);
     }
     message.be32(n::SET_ID, id);
-    if let Some(timeout) = header.default_timeout {
-        message.be64(n::SET_TIMEOUT, op::milliseconds(timeout));
-    }
     if header.size.is_some() || !header.key_parts.is_empty() {
         message.nest(n::SET_DESC, |desc| {
             if let Some(size) = header.size {
@@ -356,6 +362,9 @@ fn write_set(message: &mut Writer, name: &Name, header: &SetHeader, id: u32) {
                 });
             }
         });
+    }
+    if let Some(timeout) = header.default_timeout {
+        message.be64(n::SET_TIMEOUT, op::milliseconds(timeout));
     }
     message.raw(n::SET_USERDATA, &header.userdata);
     if header.counter {

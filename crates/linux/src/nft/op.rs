@@ -52,12 +52,23 @@ const fn reject(family: Family, with: RejectWith) -> (u32, u8) {
 /// Writes the list of all operations.
 pub(super) fn write_all(writer: &mut Writer, ops: &[Op], context: &mut Context<'_>) {
     for (i, op) in ops.iter().enumerate() {
-        // `nft` names a flag for the port only where that is a constant.
-        let constant = i > 0 && matches!(ops[i - 1], Op::Immediate { .. });
+        let before = i.checked_sub(1).and_then(|i| ops.get(i));
         writer.nest(n::LIST_ELEM, |writer| {
             writer.text(n::EXPR_NAME, name(op));
             writer.nest(n::EXPR_DATA, |data| match op {
-                Op::Dnat { ipv6, address, port } => write_dnat(data, *ipv6, (*address, *port), constant),
+                Op::Dnat { ipv6, address, port } => {
+                    // `nft` names a flag for the port only where that is a constant.
+                    let constant = matches!(before, Some(Op::Immediate { .. }));
+                    write_dnat(data, *ipv6, (*address, *port), constant);
+                }
+                Op::Bitwise { register, mask, xor } => {
+                    // `nft` leaves the kind of operation out where it makes a mask for a prefix or flags.
+                    let implied = matches!(
+                        before,
+                        Some(Op::Payload { .. } | Op::Load { field: Field::CtState | Field::CtStatus, .. })
+                    );
+                    write_bitwise(data, *register, (mask, xor), implied);
+                }
                 Op::Lookup { .. } | Op::Dynamic { .. } => write_set_use(data, op, context),
                 Op::Payload { .. } | Op::Load { .. } | Op::Random { .. } => write_load(data, op),
                 _ => write(data, op, context.family),
@@ -98,14 +109,6 @@ fn write(data: &mut Writer, op: &Op, family: Family) {
             data.be32(n::META_KEY, key);
             data.be32(source, register(*from));
         }
-        Op::Bitwise { register: at, mask, xor } => {
-            data.be32(n::BITWISE_SREG, register(*at));
-            data.be32(n::BITWISE_DREG, register(*at));
-            data.be32(n::BITWISE_OP, 0);
-            data.be32(n::BITWISE_LEN, mask.as_bytes().len() as u32);
-            data.value(n::BITWISE_MASK, mask.as_bytes());
-            data.value(n::BITWISE_XOR, xor.as_bytes());
-        }
         Op::Compare { register: at, relation, value } => {
             data.be32(n::CMP_SREG, register(*at));
             data.be32(n::CMP_OP, if *relation == Relation::Eq { n::CMP_EQ } else { n::CMP_NEQ });
@@ -134,6 +137,17 @@ fn write(data: &mut Writer, op: &Op, family: Family) {
         // A counter begins at zero; all others are written elsewhere.
         _ => {}
     }
+}
+
+fn write_bitwise(data: &mut Writer, at: Reg, (mask, xor): (&Value, &Value), implied: bool) {
+    data.be32(n::BITWISE_SREG, register(at));
+    data.be32(n::BITWISE_DREG, register(at));
+    if !implied {
+        data.be32(n::BITWISE_OP, 0);
+    }
+    data.be32(n::BITWISE_LEN, mask.as_bytes().len() as u32);
+    data.value(n::BITWISE_MASK, mask.as_bytes());
+    data.value(n::BITWISE_XOR, xor.as_bytes());
 }
 
 fn write_load(data: &mut Writer, op: &Op) {
