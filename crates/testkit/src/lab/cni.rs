@@ -87,11 +87,25 @@ impl Chain {
         self.list["plugins"].as_array().into_iter().flatten().collect()
     }
 
+    /// The newest version that the list offers, as a runtime of today chooses it.
+    fn version(&self) -> Value {
+        let offered =
+            self.list["cniVersions"].as_array().into_iter().flatten().chain([&self.list["cniVersion"]]);
+        let number = |text: &Value| -> Vec<u32> {
+            text.as_str()
+                .into_iter()
+                .flat_map(|text| text.split('.'))
+                .filter_map(|part| part.parse().ok())
+                .collect()
+        };
+        offered.max_by_key(|version| number(version)).cloned().unwrap_or_default()
+    }
+
     /// One plugin's stdin: its entry with what the runtime adds.
     fn config(&self, plugin: &Value, previous: &Value) -> Value {
         let mut config = plugin.clone();
         config["name"] = self.list["name"].clone();
-        config["cniVersion"] = self.list["cniVersion"].clone();
+        config["cniVersion"] = self.version();
         if !previous.is_null() {
             config["prevResult"] = previous.clone();
         }
