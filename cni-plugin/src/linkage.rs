@@ -94,6 +94,11 @@ impl Host<'_> {
             let address = Address { nodad, ..Address::new(device.index, wanted.address, wanted.prefix) };
             requests.push(address.add(name, IfPresent::Keep));
         }
+        if !requests.is_empty() {
+            // Pins the address of a bridge that others made, which would change with its ports.
+            let pin = Change { mac: device.mac, ..Change::default() };
+            requests.push(link::change(device.index, name, &pin));
+        }
         let done: Result<(), _> = self.socket.apply(&requests).into_iter().collect();
         done.map_err(|e| kernel(&e))?;
         forward(self.plan)

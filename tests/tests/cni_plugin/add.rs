@@ -1,0 +1,333 @@
+//! ADD: what it makes, what it reports, what it leaves when it fails.
+
+use std::fs;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use testkit::{Cmd, Netns, bin};
+
+use crate::bed::{Bed, Who, addresses, call, command, device, feed, with};
+
+fn route(ns: &Netns, dst: &str) -> Result<Value> {
+    let six = if dst.contains(':') { "-6" } else { "-4" };
+    Ok(ns.cmd(format!("ip -j {six} route show exact {dst}")).json()?[0].clone())
+}
+
+#[test]
+fn a_flannel_pod_is_complete() -> Result<()> {
+    let Some(bed) = Bed::new("add")? else { return Ok(()) };
+    let pod = Netns::new()?;
+    let who = Who::new("c1", &pod);
+    let result = call("ADD", &who, &bed.flannel()?).result();
+    let eth0 = device(&pod, "eth0")?;
+    assert_eq!((eth0["operstate"].as_str(), eth0["mtu"].as_u64()), (Some("UP"), Some(1450)), "{eth0}");
+    assert_eq!(addresses(&eth0), ["10.42.3.2/24"]);
+    assert_eq!(eth0["address"], "0a:58:0a:2a:03:02");
+    assert_eq!(route(&pod, "default")?["gateway"], "10.42.3.1");
+    assert_eq!(route(&pod, "10.42.0.0/16")?["gateway"], "10.42.3.1");
+
+    let bridge = device(&bed.host, "cni0")?;
+    assert_eq!(addresses(&bridge), ["10.42.3.1/24"]);
+    assert_eq!((bridge["address"].as_str(), bridge["mtu"].as_u64()), (Some("0a:58:0a:2a:03:01"), Some(1450)));
+    let veth = &bed.veths()?[0];
+    let port = device(&bed.host, veth)?;
+    assert_eq!((&port["master"], &port["ifalias"]), (&json!("cni0"), &json!("weft:cbr0/c1/eth0")), "{port}");
+    assert_eq!(port["linkinfo"]["info_slave_data"]["hairpin"], true, "{port}");
+    assert_eq!(Cmd::new("sysctl -n net.ipv4.ip_forward").ok()?.stdout.trim(), "1");
+
+    assert_eq!(result["cniVersion"], "1.0.0");
+    assert_eq!(
+        result["interfaces"],
+        json!([
+            {"name": "cni0", "mac": "0a:58:0a:2a:03:01"},
+            {"name": veth, "mac": port["address"]},
+            {"name": "eth0", "mac": "0a:58:0a:2a:03:02", "sandbox": who.netns},
+        ])
+    );
+    assert_eq!(result["ips"], json!([{"address": "10.42.3.2/24", "gateway": "10.42.3.1", "interface": 2}]));
+    assert_eq!(result["routes"], json!([{"dst": "10.42.0.0/16"}, {"dst": "0.0.0.0/0", "gw": "10.42.3.1"}]));
+    let file = fs::read_to_string(bed.path("networks/cbr0/10.42.3.2"))?;
+    assert_eq!(file, "c1\r\neth0");
+    Ok(())
+}
+
+#[test]
+fn two_pods_and_the_host_reach_each_other() -> Result<()> {
+    let Some(bed) = Bed::new("ping")? else { return Ok(()) };
+    let (one, two) = (Netns::new()?, Netns::new()?);
+    call("ADD", &Who::new("c1", &one), &bed.flannel()?).result();
+    call("ADD", &Who::new("c2", &two), &bed.flannel()?).result();
+    for (from, to) in
+        [(&one, "10.42.3.3"), (&two, "10.42.3.2"), (&one, "10.42.3.1"), (&bed.host, "10.42.3.3")]
+    {
+        from.cmd(format!("ping -n -c1 -W2 {to}")).ok()?;
+    }
+    // A packet that goes out by the port it came in by (hairpin): to itself through the bridge.
+    one.cmd("ip neigh replace 10.42.3.9 lladdr 0a:58:0a:2a:03:02 dev eth0").ok()?;
+    let seen = one.cmd("ping -n -c1 -W1 10.42.3.9").run()?;
+    assert_eq!(seen.code, Some(1), "nobody answers, but the frame came back: {seen}");
+    let stats = one.cmd("ip -j -s link show eth0").json()?;
+    assert!(stats[0]["stats64"]["rx"]["packets"].as_u64() > Some(0), "{stats}");
+    Ok(())
+}
+
+#[test]
+fn addresses_are_announced_to_the_neighbours() -> Result<()> {
+    let Some(bed) = Bed::new("announce")? else { return Ok(()) };
+    let (listener, pod) = (Netns::new()?, Netns::new()?);
+    let config = with(
+        &bed.bridge(),
+        &json!({"ipam": {"type": "host-local", "dataDir": bed.path("networks"),
+        "ranges": [[{"subnet": "10.99.0.0/24"}], [{"subnet": "fd99::/64"}]]}}),
+    );
+    call("ADD", &Who::new("c0", &listener), &config).result();
+    let capture = bed.path("capture");
+    let filter = "arp or (icmp6 and ip6[40] = 136)";
+    let cmd = listener.cmd("tcpdump -lnni eth0 -c 6").arg(filter);
+    let mut dump = testkit::Process::spawn(&cmd, &capture)?;
+    dump.wait_for_log("listening on", std::time::Duration::from_secs(10))?;
+    for id in ["c1", "c2", "c3"] {
+        let result = call("ADD", &Who::new(id, &pod), &config).result();
+        assert_eq!(result["ips"].as_array().map(Vec::len), Some(2));
+        call("DEL", &Who::new(id, &pod), &config).silent();
+    }
+    dump.wait(std::time::Duration::from_secs(5))?;
+    let text = fs::read_to_string(&capture)?;
+    for wanted in ["Request who-has 10.99.0.4 tell 10.99.0.4", "neighbor advertisement, tgt is fd99::4"] {
+        assert!(text.contains(wanted), "{wanted} in:\n{text}");
+    }
+    Ok(())
+}
+
+#[test]
+fn both_families_at_once_and_no_waiting_for_duplicates() -> Result<()> {
+    let Some(bed) = Bed::new("dual")? else { return Ok(()) };
+    let pod = Netns::new()?;
+    // What container runtimes set in every new namespace.
+    pod.cmd("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1").ok()?;
+    let ranges = json!([[{"subnet": "10.99.0.0/24"}], [{"subnet": "fd99::/64"}]]);
+    let config = with(
+        &bed.bridge(),
+        &json!({"ipam": {"type": "host-local", "dataDir": bed.path("networks"), "ranges": ranges}}),
+    );
+    let result = call("ADD", &Who::new("c1", &pod), &config).result();
+    let eth0 = device(&pod, "eth0")?;
+    assert_eq!(addresses(&eth0), ["10.99.0.2/24", "fd99::2/64"]);
+    let global = eth0["addr_info"].as_array().unwrap().iter().find(|a| a["local"] == "fd99::2").unwrap();
+    assert_eq!((&global["nodad"], &global["tentative"]), (&json!(true), &Value::Null), "{global}");
+    assert_eq!(route(&pod, "default")?["gateway"], "10.99.0.1");
+    assert_eq!(pod.cmd("ip -j -6 route show default").json()?[0]["gateway"], "fd99::1");
+    pod.cmd("ping -6 -n -c1 -W2 fd99::1").ok()?;
+    assert_eq!(addresses(&device(&bed.host, "br0")?), ["10.99.0.1/24", "fd99::1/64"]);
+    assert_eq!(
+        result["routes"],
+        json!([{"dst": "0.0.0.0/0", "gw": "10.99.0.1"}, {"dst": "::/0", "gw": "fd99::1"}])
+    );
+    assert_eq!(Cmd::new("sysctl -n net.ipv6.conf.all.forwarding").ok()?.stdout.trim(), "1");
+    Ok(())
+}
+
+#[test]
+fn a_host_without_ipv6_is_fine() -> Result<()> {
+    let Some(bed) = Bed::new("no6")? else { return Ok(()) };
+    Cmd::new("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1").ok()?;
+    let pod = Netns::new()?;
+    pod.cmd("sysctl -qw net.ipv6.conf.all.disable_ipv6=1").ok()?;
+    let who = Who::new("c1", &pod);
+    let config = bed.flannel()?;
+    let result = call("ADD", &who, &config).result();
+    pod.cmd("ping -n -c1 -W2 10.42.3.1").ok()?;
+    call("CHECK", &who, &with(&config, &json!({"prevResult": result}))).silent();
+    call("DEL", &who, &config).silent();
+    Ok(())
+}
+
+#[test]
+fn every_version_gets_a_result_of_its_own_shape() -> Result<()> {
+    let Some(bed) = Bed::new("versions")? else { return Ok(()) };
+    for version in ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+        let pod = Netns::new()?;
+        let who = Who::new("c1", &pod);
+        let config = with(&bed.bridge(), &json!({"cniVersion": version}));
+        let result = call("ADD", &who, &config).result();
+        assert_eq!(result["cniVersion"], version);
+        if version < "0.3.0" {
+            assert!(result["ip4"]["ip"].as_str().unwrap().starts_with("10.99.0."), "{result}");
+            assert_eq!(result["ip4"]["routes"], json!([{"dst": "0.0.0.0/0", "gw": "10.99.0.1"}]));
+        } else {
+            assert_eq!(result["ips"][0]["version"] == "4", version < "1.0.0", "{result}");
+            assert_eq!(result["interfaces"][2]["mtu"] == 1400, version == "1.1.0", "{result}");
+            assert_eq!(result["interfaces"][2]["sandbox"], who.netns);
+        }
+        call("DEL", &who, &with(&config, &json!({"prevResult": result}))).silent();
+    }
+    let pod = Netns::new()?;
+    let mut config = bed.bridge();
+    config.as_object_mut().unwrap().remove("cniVersion");
+    assert_eq!(call("ADD", &Who::new("c2", &pod), &config).result()["cniVersion"], "0.1.0");
+    Ok(())
+}
+
+#[test]
+fn keys_count_in_any_letter_case() -> Result<()> {
+    let Some(bed) = Bed::new("case")? else { return Ok(()) };
+    let pod = Netns::new()?;
+    let config = json!({
+        "CNIVERSION": "1.0.0", "Name": "net", "TYPE": "bridge", "BRIDGE": "br7", "IsGateway": true, "capabilities": {"mac": true},
+        "Ipam": {"Type": "host-local", "DataDir": bed.path("networks"), "Ranges": [[{"Subnet": "10.98.0.0/24", "RANGEstart": "10.98.0.77"}]]},
+        "RuntimeConfig": {"Mac": "02:00:00:00:00:77"}, "unknown": {"x": [1]}, "cni.dev/x": null, "dns": null, "args": null,
+    });
+    let result = call("ADD", &Who::new("c1", &pod), &config).result();
+    assert_eq!(result["ips"][0]["address"], "10.98.0.77/24");
+    assert_eq!(device(&pod, "eth0")?["address"], "02:00:00:00:00:77");
+    assert_eq!(addresses(&device(&bed.host, "br7")?), ["10.98.0.1/24"]);
+    Ok(())
+}
+
+#[test]
+fn an_address_may_be_asked_for() -> Result<()> {
+    let Some(bed) = Bed::new("ask")? else { return Ok(()) };
+    let (one, two) = (Netns::new()?, Netns::new()?);
+    let mut add = command(&bin("flannel"), "ADD", &Who::new("c1", &one));
+    add.env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAME=web;IP=10.99.0.50;MAC=02:00:00:00:00:50");
+    let result = feed(add, bed.bridge().to_string().as_bytes()).result();
+    assert_eq!(result["ips"][0]["address"], "10.99.0.50/24");
+    assert_eq!(result["interfaces"][2]["mac"], "02:00:00:00:00:50");
+    let asked = |ips: Value| with(&bed.bridge(), &json!({"runtimeConfig": {"ips": ips}}));
+    let second = Who::new("c2", &two);
+    let (_, text) = call("ADD", &second, &asked(json!(["10.99.0.50/24"]))).error();
+    assert_eq!(text, "requested IP address 10.99.0.50 is not available in range set 10.99.0.1-10.99.0.254");
+    let (_, text) = call("ADD", &second, &asked(json!(["192.0.2.1"]))).error();
+    assert_eq!(text, "failed to allocate all requested IPs: 192.0.2.1");
+    let (_, text) = call("ADD", &second, &asked(json!(["10.99.0.1"]))).error();
+    assert_eq!(text, "requested ip 10.99.0.1 is subnet's gateway");
+    assert_eq!(bed.reservations("net"), ["10.99.0.50"]);
+    Ok(())
+}
+
+#[test]
+fn a_name_that_is_taken_changes_nothing() -> Result<()> {
+    let Some(bed) = Bed::new("taken")? else { return Ok(()) };
+    let pod = Netns::new()?;
+    pod.cmd("ip link add eth0 type veth peer name other").ok()?;
+    let before = device(&pod, "eth0")?;
+    let who = Who::new("c1", &pod);
+    let (code, text) = call("ADD", &who, &bed.bridge()).error();
+    assert_eq!(code, 999);
+    assert!(text.starts_with("container veth name (\"eth0\") peer provided (\"veth"), "{text}");
+    assert!(text.ends_with("already exists"), "{text}");
+    assert_eq!(device(&pod, "eth0")?, before);
+    assert_eq!((bed.reservations("net").len(), bed.veths()?.len()), (0, 0));
+    Ok(())
+}
+
+#[test]
+fn a_second_add_fails_and_leaves_the_first_alone() -> Result<()> {
+    let Some(bed) = Bed::new("twice")? else { return Ok(()) };
+    let (pod, other) = (Netns::new()?, Netns::new()?);
+    let who = Who::new("c1", &pod);
+    call("ADD", &who, &bed.bridge()).result();
+    assert!(call("ADD", &who, &bed.bridge()).error().1.ends_with("already exists"));
+    assert!(call("ADD", &Who::new("c1", &other), &bed.bridge()).error().1.ends_with("already exists"));
+    pod.cmd("ping -n -c1 -W2 10.99.0.1").ok()?;
+    assert_eq!(bed.reservations("net"), ["10.99.0.2"]);
+    let second = Who { ifname: "net1".into(), ..who };
+    call("ADD", &second, &with(&bed.bridge(), &json!({"isDefaultGateway": false, "isGateway": true})))
+        .result();
+    assert_eq!(bed.veths()?.len(), 2);
+    call("DEL", &second, &bed.bridge()).silent();
+    pod.cmd("ping -n -c1 -W2 10.99.0.1").ok()?;
+    Ok(())
+}
+
+#[test]
+fn a_failure_at_any_step_leaves_nothing() -> Result<()> {
+    let Some(bed) = Bed::new("fail")? else { return Ok(()) };
+    let pod = Netns::new()?;
+    let who = Who::new("c1", &pod);
+    let ipam = |more: Value| {
+        let base = json!({"type": "host-local", "dataDir": bed.path("networks"), "ranges": [[{"subnet": "10.99.0.0/24"}]]});
+        with(&bed.bridge(), &json!({"ipam": with(&base, &more)}))
+    };
+    let clean = |what: &str| -> Result<()> {
+        assert_eq!((bed.reservations("net").len(), bed.veths()?.len()), (0, 0), "{what}");
+        assert_eq!(pod.cmd("ip -j link").json()?.as_array().map(Vec::len), Some(1), "{what}");
+        Ok(())
+    };
+    let lost_gateway = json!({"routes": [{"dst": "192.0.2.0/24", "gw": "203.0.113.1"}]});
+    let (_, text) = call("ADD", &who, &ipam(lost_gateway)).error();
+    assert!(text.contains("failed to add route 192.0.2.0/24 via 203.0.113.1"), "{text}");
+    clean("route")?;
+    let full =
+        json!({"ranges": [[{"subnet": "10.99.0.0/24", "rangeStart": "10.99.0.1", "rangeEnd": "10.99.0.1"}]]});
+    let (_, text) = call("ADD", &who, &ipam(full)).error();
+    assert_eq!(text, "no IP addresses available in range set: 10.99.0.1-10.99.0.1");
+    clean("pool")?;
+    let (_, text) = call("ADD", &who, &ipam(json!({"resolvConf": bed.path("absent")}))).error();
+    assert!(text.contains("failed to read") && text.contains("no such file or directory"), "{text}");
+    clean("resolv.conf")?;
+    Cmd::new("ip address replace 10.98.0.1/16 dev br0").ok()?;
+    Cmd::new("ip address del 10.99.0.1/24 dev br0").ok()?;
+    let (_, text) = call("ADD", &who, &bed.bridge()).error();
+    assert_eq!(text, "\"br0\" already has an IP address different from 10.99.0.1/24");
+    clean("gateway")?;
+    call("ADD", &who, &with(&bed.bridge(), &json!({"forceAddress": true}))).result();
+    assert_eq!(addresses(&device(&bed.host, "br0")?), ["10.99.0.1/24"]);
+    Ok(())
+}
+
+#[test]
+fn a_device_that_is_no_bridge_is_refused_and_a_bare_bridge_adopted() -> Result<()> {
+    let Some(bed) = Bed::new("adopt")? else { return Ok(()) };
+    let pod = Netns::new()?;
+    let who = Who::new("c1", &pod);
+    Cmd::new("ip link add br0 type veth peer name br1").ok()?;
+    let (_, text) = call("ADD", &who, &bed.bridge()).error();
+    assert_eq!(text, "\"br0\" already exists but is not a bridge");
+    Cmd::new("ip link del br0").ok()?;
+    Cmd::new("ip link add br0 type bridge").ok()?;
+    let before = device(&bed.host, "br0")?;
+    call("ADD", &who, &bed.bridge()).result();
+    let after = device(&bed.host, "br0")?;
+    assert_eq!(before["address"], after["address"], "the address of a bridge that is there stays");
+    assert!(after["flags"].to_string().contains("\"UP\""), "{after}");
+    Ok(())
+}
+
+#[test]
+fn what_an_earlier_plugin_reported_is_kept() -> Result<()> {
+    let Some(bed) = Bed::new("chain")? else { return Ok(()) };
+    let pod = Netns::new()?;
+    let earlier = json!({"cniVersion": "1.1.0", "interfaces": [{"name": "x0", "sandbox": "/x"}],
+        "ips": [{"address": "192.0.2.1/32", "interface": 0}], "dns": {}});
+    let config = with(&bed.bridge(), &json!({"prevResult": earlier}));
+    let result = call("ADD", &Who::new("c1", &pod), &config).result();
+    assert_eq!(result["interfaces"][0]["name"], "x0");
+    assert_eq!((&result["ips"][0]["interface"], &result["ips"][1]["interface"]), (&json!(0), &json!(3)));
+    Ok(())
+}
+
+#[test]
+fn a_missing_subnet_file_is_named_with_flannelds_reason() -> Result<()> {
+    let Some(bed) = Bed::new("noenv")? else { return Ok(()) };
+    let pod = Netns::new()?;
+    let who = Who::new("c1", &pod);
+    let config = bed.flannel()?;
+    fs::remove_file(bed.path("subnet.env"))?;
+    let path = bed.path("subnet.env");
+    let wanted = format!(
+        "failed to load flannel 'subnet.env' file: open {}: no such file or directory. Check the flannel pod log for this node.",
+        path.display()
+    );
+    assert_eq!(call("ADD", &who, &config).error(), (11, wanted.clone()));
+    bed.dir.write("status.json", r#"{"reason":"etcd at http://192.0.2.1:2379 does not answer"}"#)?;
+    let (_, text) = call("ADD", &who, &config).error();
+    assert_eq!(text, format!("{wanted} flanneld says: etcd at http://192.0.2.1:2379 does not answer"));
+    bed.dir.write("subnet.env", "FLANNEL_NETWORK=10.42.0.0/16\ngarbage\n\n")?;
+    let (code, text) = call("ADD", &who, &config).error();
+    assert_eq!(code, 11);
+    assert_eq!(text, format!("{} is missing FLANNEL_SUBNET, FLANNEL_MTU, FLANNEL_IPMASQ", path.display()));
+    bed.dir.write("subnet.env", "FLANNEL_SUBNET=nonsense\n")?;
+    assert!(call("ADD", &who, &config).error().1.contains("\"nonsense\" is not a subnet"));
+    Ok(())
+}

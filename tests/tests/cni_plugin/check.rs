@@ -1,0 +1,86 @@
+//! CHECK: silent right after ADD, and it notices each loss.
+
+use std::fs;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use testkit::{Cmd, Netns};
+
+use crate::bed::{Bed, Who, call, with};
+
+fn dual(bed: &Bed) -> Value {
+    let ranges = json!([[{"subnet": "10.99.0.0/24"}], [{"subnet": "fd99::/64"}]]);
+    with(
+        &bed.bridge(),
+        &json!({"ipam": {"type": "host-local", "dataDir": bed.path("networks"), "ranges": ranges,
+                        "routes": [{"dst": "192.0.2.0/24"}]}}),
+    )
+}
+
+#[test]
+fn it_is_silent_after_add_and_in_the_company_of_strangers() -> Result<()> {
+    let Some(bed) = Bed::new("check")? else { return Ok(()) };
+    for (id, version) in [("c1", "0.4.0"), ("c2", "1.0.0"), ("c3", "1.1.0")] {
+        let pod = Netns::new()?;
+        let who = Who::new(id, &pod);
+        let config = with(&dual(&bed), &json!({"cniVersion": version}));
+        let mut result = call("ADD", &who, &config).result();
+        call("CHECK", &who, &with(&config, &json!({"prevResult": result}))).silent();
+        pod.cmd("ip address add 203.0.113.1/32 dev eth0").ok()?;
+        pod.cmd("ip route add 203.0.113.0/24 via 10.99.0.1").ok()?;
+        // As a chained plugin does: another address, and says so.
+        pod.cmd("ip link set eth0 address 02:00:00:00:00:99").ok()?;
+        result["interfaces"][2]["mac"] = json!("02:00:00:00:00:99");
+        call("CHECK", &who, &with(&config, &json!({"prevResult": result}))).silent();
+    }
+    let pod = Netns::new()?;
+    let who = Who::new("f1", &pod);
+    let config = bed.flannel()?;
+    let result = call("ADD", &who, &config).result();
+    call("CHECK", &who, &with(&config, &json!({"prevResult": result}))).silent();
+    assert_eq!(call("CHECK", &who, &config).error().1, "Required prevResult missing");
+    Ok(())
+}
+
+#[test]
+fn each_loss_is_noticed_and_nothing_made() -> Result<()> {
+    let Some(bed) = Bed::new("loss")? else { return Ok(()) };
+    type Break = fn(&Bed, &Netns) -> Result<()>;
+    let breaks: [(&str, Break); 10] = [
+        ("interface eth0 does not exist", |_, pod| pod.cmd("ip link del eth0").ok().map(drop)),
+        ("interface eth0 is down", |_, pod| pod.cmd("ip link set eth0 down").ok().map(drop)),
+        ("address 10.99.0", |_, pod| pod.cmd("ip -4 address flush dev eth0").ok().map(drop)),
+        ("address fd99::", |_, pod| pod.cmd("ip -6 address flush dev eth0 scope global").ok().map(drop)),
+        ("route 192.0.2.0/24 is missing", |_, pod| pod.cmd("ip route del 192.0.2.0/24").ok().map(drop)),
+        ("route 0.0.0.0/0 is missing", |_, pod| pod.cmd("ip route del default").ok().map(drop)),
+        ("doesn't match", |_, pod| pod.cmd("ip link set eth0 address 02:00:00:00:00:01").ok().map(drop)),
+        ("is not reserved for this container", |bed, _| {
+            bed.reservations("net").iter().try_for_each(|ip| {
+                fs::remove_file(bed.path("networks/net").join(ip)).map_err(anyhow::Error::from)
+            })
+        }),
+        ("is no port of br0", |bed, _| {
+            let veths = bed.veths()?;
+            Cmd::new(format!("ip link set {} nomaster", veths[0])).ok().map(drop)
+        }),
+        ("gateway 10.99.0.1 is not on bridge br0", |_, _| {
+            Cmd::new("ip address del 10.99.0.1/24 dev br0").ok().map(drop)
+        }),
+    ];
+    for (wanted, damage) in breaks {
+        let pod = Netns::new()?;
+        let who = Who::new("c1", &pod);
+        let config = dual(&bed);
+        let result = call("ADD", &who, &config).result();
+        let with_result = with(&config, &json!({"prevResult": result}));
+        call("CHECK", &who, &with_result).silent();
+        damage(&bed, &pod)?;
+        let before = pod.cmd("ip -j address").json()?;
+        let (_, text) = call("CHECK", &who, &with_result).error();
+        assert!(text.contains(wanted), "{wanted}: {text}");
+        assert_eq!(pod.cmd("ip -j address").json()?, before);
+        call("DEL", &who, &with_result).silent();
+        assert_eq!((bed.reservations("net").len(), bed.veths()?.len()), (0, 0), "{wanted}");
+    }
+    Ok(())
+}

@@ -1,0 +1,120 @@
+//! `kill -9` at random moments, then DEL: nothing is left.
+
+use std::{
+    fs,
+    io::Write,
+    path::Path,
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Result;
+use serde_json::Value;
+use testkit::{Netns, bin};
+
+use crate::bed::{Bed, Who, call, command};
+
+const KILLS: u32 = 200;
+
+/// Numbers from a seed that the test prints (xorshift64).
+struct Dice(u64);
+
+impl Dice {
+    /// From WEFT_SEED, else from the clock.
+    fn new(what: &str) -> Self {
+        let given = std::env::var("WEFT_SEED").ok().and_then(|text| text.parse().ok());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| d.as_nanos() as u64);
+        let seed = given.unwrap_or(now | 1);
+        println!("{what}: seed {seed} (WEFT_SEED={seed} repeats it)");
+        Self(seed)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+}
+
+/// Starts a call and kills it after `delay`. True if it had ended by itself.
+fn kill_after(delay: Duration, verb: &str, who: &Who, config: &Value) -> bool {
+    let mut child = command(&bin("flannel"), verb, who).spawn().expect("the plugin starts");
+    let _ = child.stdin.take().expect("a pipe").write_all(config.to_string().as_bytes());
+    thread::sleep(delay);
+    let ended = child.try_wait().expect("its state").is_some();
+    let _ = child.kill();
+    child.wait().expect("its end");
+    ended
+}
+
+/// How long an undisturbed call takes.
+fn usual(verb: &str, who: &Who, config: &Value) -> Duration {
+    let start = Instant::now();
+    let answer = call(verb, who, config);
+    assert_eq!(answer.code, Some(0), "{answer:?}");
+    start.elapsed()
+}
+
+/// Every file below `folder`.
+fn files(folder: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            found.extend(files(&entry.path()));
+        } else {
+            found.push(entry.path().display().to_string());
+        }
+    }
+    found.sort();
+    found
+}
+
+fn assert_clean(bed: &Bed, pod: &Netns, undisturbed: &[String], what: &str) -> Result<()> {
+    assert_eq!(files(bed.dir.path()), undisturbed, "{what}");
+    assert_eq!(bed.veths()?, Vec::<String>::new(), "{what}");
+    let links = pod.cmd("ip -j link").json()?;
+    assert_eq!(links.as_array().map(Vec::len), Some(1), "{what}: {links}");
+    Ok(())
+}
+
+fn hammer(verb: &str) -> Result<()> {
+    let Some(bed) = Bed::new("kills")? else { return Ok(()) };
+    let mut dice = Dice::new(verb);
+    let (pod, config) = (Netns::new()?, bed.flannel()?);
+    let who = Who::new("c1", &pod);
+    usual("ADD", &who, &config);
+    usual("DEL", &who, &config);
+    let undisturbed = files(bed.dir.path());
+    // The shortest of a few: the machine does other things too.
+    let pairs = (0..8).map(|_| (usual("ADD", &who, &config), usual("DEL", &who, &config)));
+    let (adds, dels): (Vec<_>, Vec<_>) = pairs.unzip();
+    let length = if verb == "ADD" { adds } else { dels }.into_iter().min().unwrap_or_default();
+    let limit = u64::try_from(length.as_micros())?.max(500) * 5 / 4;
+    let mut completed = 0;
+    for round in 0..KILLS {
+        if verb == "DEL" {
+            usual("ADD", &who, &config);
+        }
+        completed += u32::from(kill_after(Duration::from_micros(dice.below(limit)), verb, &who, &config));
+        let homeless = dice.below(4) == 0;
+        let last = if homeless { who.homeless() } else { who.clone() };
+        call("DEL", &last, &config).silent();
+        assert_clean(&bed, &pod, &undisturbed, &format!("{verb} round {round}, homeless {homeless}"))?;
+    }
+    println!("{verb}: {KILLS} kills within {limit} us, {completed} calls had ended before");
+    assert!(completed < KILLS * 3 / 4, "too few calls were cut short");
+    usual("ADD", &who, &config);
+    pod.cmd("ping -n -c1 -W2 10.42.3.1").ok()?;
+    Ok(())
+}
+
+#[test]
+fn add_killed_at_any_moment() -> Result<()> {
+    hammer("ADD")
+}
+
+#[test]
+fn del_killed_at_any_moment() -> Result<()> {
+    hammer("DEL")
+}

@@ -1,0 +1,11 @@
+//! The CNI plugin, driven as a runtime does and judged from outside.
+
+mod add;
+mod bed;
+mod check;
+mod crowd;
+mod del;
+mod interop;
+mod kills;
+mod protocol;
+mod upkeep;

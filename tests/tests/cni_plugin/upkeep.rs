@@ -1,0 +1,64 @@
+//! STATUS and GC.
+
+use std::fs;
+
+use anyhow::Result;
+use serde_json::json;
+use testkit::{Cmd, Netns};
+
+use crate::bed::{Bed, Who, call, with};
+
+fn nobody() -> Who {
+    Who { id: String::new(), ifname: String::new(), netns: String::new() }
+}
+
+#[test]
+fn status_says_whether_a_pod_could_be_attached() -> Result<()> {
+    let Some(bed) = Bed::new("status")? else { return Ok(()) };
+    let flannel = with(&bed.flannel()?, &json!({"cniVersion": "1.1.0"}));
+    call("STATUS", &nobody(), &flannel).silent();
+    fs::remove_file(bed.path("subnet.env"))?;
+    let (code, text) = call("STATUS", &nobody(), &flannel).error();
+    assert!(code == 50 && text.starts_with("failed to load flannel 'subnet.env' file"), "{code} {text}");
+    let small = json!({"type": "host-local", "dataDir": bed.path("networks"), "subnet": "10.99.0.0/30"});
+    let small = with(&bed.bridge(), &json!({"ipam": small}));
+    call("STATUS", &nobody(), &small).silent();
+    let pod = Netns::new()?;
+    call("ADD", &Who::new("c1", &pod), &small).result();
+    assert_eq!(
+        call("STATUS", &nobody(), &small).error(),
+        (50, "no IP addresses available in range set: 10.99.0.1-10.99.0.2".into())
+    );
+    Ok(())
+}
+
+#[test]
+fn gc_keeps_exactly_what_is_valid() -> Result<()> {
+    let Some(bed) = Bed::new("gc")? else { return Ok(()) };
+    let pods = [Netns::new()?, Netns::new()?, Netns::new()?];
+    for (pod, id) in pods.iter().zip(["c1", "c2", "c3"]) {
+        call("ADD", &Who::new(id, pod), &bed.bridge()).result();
+    }
+    let other = with(&bed.bridge(), &json!({"name": "other", "bridge": "br1"}));
+    let other = with(
+        &other,
+        &json!({"ipam": {"type": "host-local", "dataDir": bed.path("networks"), "subnet": "10.88.0.0/24"}}),
+    );
+    let pod = Netns::new()?;
+    call("ADD", &Who::new("c9", &pod), &other).result();
+    bed.dir.write("networks/net/10.99.0.100", "c2")?;
+    bed.dir.write("networks/net/10.99.0.101", "")?;
+    call("GC", &nobody(), &bed.bridge()).silent();
+    assert_eq!(bed.reservations("net").len(), 5, "without a list nothing goes");
+    let valid = json!([{"containerID": "c2", "ifname": "eth0"}]);
+    call("GC", &nobody(), &with(&bed.bridge(), &json!({"cni.dev/valid-attachments": valid}))).silent();
+    assert_eq!(bed.reservations("net"), ["10.99.0.100", "10.99.0.3"]);
+    let aliases = Cmd::new("ip -j link show type veth").json()?.to_string();
+    for (alias, stays) in [("weft:net/c1/", false), ("weft:net/c2/", true), ("weft:other/c9/", true)] {
+        assert_eq!(aliases.contains(alias), stays, "{alias} in {aliases}");
+    }
+    call("GC", &nobody(), &with(&bed.bridge(), &json!({"cni.dev/valid-attachments": []}))).silent();
+    assert!(bed.reservations("net").is_empty());
+    assert_eq!(bed.reservations("other").len(), 1);
+    Ok(())
+}
