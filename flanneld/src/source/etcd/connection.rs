@@ -92,7 +92,9 @@ impl Connection {
                 }
                 Err(Verdict::Away(cause)) => {
                     self.failed(index);
-                    causes.push((self.members[index].url.clone(), cause));
+                    let url = self.members[index].url.clone();
+                    let cause = with_hint(&url, self.settings.identity.is_none(), cause);
+                    causes.push((url, cause));
                 }
                 Err(Verdict::Refused(cause)) => {
                     self.members[index].client = None;
@@ -173,6 +175,27 @@ impl Connection {
         let client = client.map_err(|error| judge(&error))?;
         self.members[index].client = Some(client.clone());
         Ok(client)
+    }
+}
+
+/// A server that hangs up shows in many ways, one time this and one time that; one text for all of them
+/// is said once. It is also what happens where only one of the two sides speaks TLS, or where the server
+/// wants a certificate of a client that has none (`anonymous`).
+fn with_hint(url: &str, anonymous: bool, cause: String) -> String {
+    const HUNG_UP: &[&str] =
+        &["connection closed", "connection reset", "broken pipe", "reading a body from connection"];
+    let is = |ways: &[&str]| ways.iter().any(|way| cause.to_lowercase().contains(way));
+    let hung_up = is(HUNG_UP);
+    match url.starts_with("https://") {
+        true if is(&["tls handshake eof", "invalidcontenttype"]) => {
+            "it does not speak TLS (if so, write http://)".to_owned()
+        }
+        true if anonymous && (hung_up || is(&["alert: certificate", "alert: badcertificate"])) => {
+            "it closed the connection (if it wants a client certificate, give -etcd-certfile and -etcd-keyfile)"
+                .to_owned()
+        }
+        false if hung_up => "it closed the connection (if it speaks TLS, write https://)".to_owned(),
+        _ => cause,
     }
 }
 

@@ -70,20 +70,14 @@ pub(super) fn judge(error: &Error) -> Verdict {
 }
 
 /// The innermost cause, which is the one that says something ("Connection refused", "invalid peer
-/// certificate"), on one line, with a hint where the two sides do not speak the same protocol.
+/// certificate"), on one line.
 fn root(error: &(dyn std::error::Error + 'static)) -> String {
     let mut innermost = error;
     while let Some(cause) = innermost.source() {
         innermost = cause;
     }
     let text = one_line(&innermost.to_string());
-    match text.as_str() {
-        "" => one_line(&error.to_string()),
-        _ if text.contains("InvalidContentType") => {
-            format!("{text} (the endpoint does not speak TLS: write http://)")
-        }
-        _ => text,
-    }
+    if text.is_empty() { one_line(&error.to_string()) } else { text }
 }
 
 fn one_line(text: &str) -> String {

@@ -62,6 +62,8 @@ impl Default for Times {
 const AWAY: Duration = Duration::from_secs(1);
 /// Longest wait before the configuration or a free subnet is looked for again.
 const MISSING: Duration = Duration::from_secs(3);
+/// A watch that breaks off as soon as it is open, this often in a row, is worth a line and a wait.
+const SHORT_WATCHES: u32 = 2;
 /// Changes that come within this time are published together.
 const GATHER: Duration = Duration::from_millis(10);
 /// One node's dealings with etcd.
@@ -85,6 +87,8 @@ pub struct Session {
     lost: Option<Lost>,
     note: Option<String>,
     said: OnChange,
+    /// Watches in a row that broke off as soon as they were open.
+    short_watches: u32,
 }
 
 /// Why a pass ended.
@@ -126,6 +130,7 @@ impl Session {
             lost: None,
             note: None,
             said: OnChange::default(),
+            short_watches: 0,
         }
     }
 
@@ -265,12 +270,16 @@ impl Session {
             Broken::Away(cause) => cause,
         };
         self.store.broke();
-        if opened.elapsed() < AWAY {
+        tracing::debug!(endpoint, cause, "the watch broke off; opening it anew");
+        if opened.elapsed() >= AWAY {
+            self.short_watches = 0;
+            self.backoff.reset();
+        }
+        self.short_watches += 1;
+        if self.short_watches > SHORT_WATCHES {
             return End::Failed(Failure::Refused { endpoint, cause });
         }
         // Any other member will do; if there is none, the next call says so.
-        tracing::debug!(endpoint, cause, "the watch broke off; opening it anew");
-        self.backoff.reset();
         End::Again
     }
 

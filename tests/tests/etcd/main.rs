@@ -1,0 +1,8 @@
+//! Leases in a real etcd on the loopback address: races, lost leases, outages, TLS.
+#![forbid(unsafe_code)]
+
+mod leases;
+mod node;
+mod outages;
+mod server;
+mod trouble;
