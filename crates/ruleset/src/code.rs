@@ -197,7 +197,7 @@ pub enum Op {
     },
     /// An operation of somebody else's rule that we have no word for.
     Other {
-        /// The kernel's name for it.
+        /// The kernel's name for it; `xt match NAME` and `xt target NAME` for those of iptables.
         name: Box<str>,
         /// Its attributes as they came.
         attributes: Vec<u8>,
@@ -238,17 +238,37 @@ impl Code {
         })
     }
 
-    /// The rule decides about every packet that reaches it: nothing in it can fail to match.
+    /// Nothing in the rule can fail to match: it does to every packet what it does to any.
+    ///
+    /// Matches and targets of iptables count by their names: a `comment` and a target always match.
     #[must_use]
     pub fn is_unconditional(&self) -> bool {
         self.ops.iter().all(|op| match op {
             Op::Counter | Op::Verdict(_) | Op::Reject(_) => true,
-            // A counter of another kind, a log or a comment doesn't decide.
-            Op::Other { name, .. } => matches!(&**name, "log" | "reject"),
+            Op::Other { name, .. } => {
+                matches!(&**name, "log" | "reject" | "xt match comment") || name.starts_with(XT_TARGET)
+            }
             _ => false,
         })
     }
+
+    /// No packet that comes to this rule gets any further: it drops or rejects all.
+    #[must_use]
+    pub fn refuses_all(&self) -> bool {
+        self.is_unconditional()
+            && self.ops.last().is_some_and(|op| match op {
+                Op::Verdict(Verdict::Drop) | Op::Reject(_) => true,
+                Op::Other { name, .. } => {
+                    let target = name.strip_prefix(XT_TARGET);
+                    &**name == "reject" || matches!(target, Some("REJECT" | "DROP"))
+                }
+                _ => false,
+            })
+    }
 }
+
+/// What the name of an iptables target begins with in [`Op::Other`].
+const XT_TARGET: &str = "xt target ";
 
 impl Verdict {
     /// The chain that it leads to.

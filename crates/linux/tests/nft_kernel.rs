@@ -1,0 +1,250 @@
+//! What happens to tables in the kernel: ours, and those of others that we read or put rules into.
+
+#[path = "../../ruleset/tests/c6/mod.rs"]
+mod c6;
+mod nft_tools;
+
+use std::time::Duration;
+
+use linux::nft::{Events, Socket};
+use nft_tools::{Result, namespace};
+use ruleset::{
+    Change, Element, Family, Field, Hook, Name, Observed, Place, Rule, Statement, Table, Transaction, Value,
+    Verdict, apply, diff,
+};
+
+const QUICK: Option<Duration> = Some(Duration::from_secs(2));
+const NOW: Option<Duration> = Some(Duration::ZERO);
+
+fn read(socket: &mut Socket, table: &Table) -> Result<Option<Observed>> {
+    Ok(socket.table(table.family, &table.name)?.map(Observed::without_handles))
+}
+
+#[test]
+fn a_table_goes_whether_it_was_there_or_not() -> Result {
+    let Some(ns) = namespace() else { return Ok(()) };
+    let _inside = ns.enter()?;
+    let (mut socket, table) = (Socket::open()?, c6::overlay());
+    let gone = Transaction::delete(table.family, &table.name);
+    socket.commit(&gone)?;
+    assert_eq!(read(&mut socket, &table)?, None);
+    socket.commit(&Transaction::create(&table))?;
+    assert!(ns.cmd("nft list tables").ok()?.stdout.contains("table ip weft-flannel.1"));
+    socket.commit(&gone)?;
+    assert_eq!(ns.cmd("nft list ruleset").ok()?.stdout, "");
+    Ok(())
+}
+
+#[test]
+fn a_refused_change_is_named_and_nothing_of_its_transaction_stays() -> Result {
+    let Some(ns) = namespace() else { return Ok(()) };
+    let _inside = ns.enter()?;
+    let mut socket = Socket::open()?;
+    let mut table = c6::overlay();
+    let lost = Rule::new([Statement::goto("nowhere")]);
+    let mut transaction = Transaction::create(&table);
+    transaction.add_rule(&table, &"forward".into(), &lost).add_chain(&"later".into(), None);
+    let error = socket.commit(&transaction).unwrap_err();
+    assert_eq!(error.to_string(), "failed to add rule of chain forward in nftables table ip weft-flannel.1");
+    assert!(error.is_not_found(), "{error:?}");
+    assert_eq!(read(&mut socket, &table)?, None);
+
+    table.set("s", ruleset::SetSpec::set(Field::IpDaddr));
+    let mut transaction = Transaction::create(&table);
+    let set = Name::from("s");
+    transaction.delete_elements(&set, &table.sets[&set].spec, [c6::ip("10.0.0.1").into()]);
+    let error = socket.commit(&transaction).unwrap_err();
+    assert_eq!(error.to_string(), "failed to delete element of s in nftables table ip weft-flannel.1");
+    assert!(error.is_not_found(), "{error:?}");
+    // The connection is still good.
+    socket.commit(&Transaction::create(&table))?;
+    Ok(())
+}
+
+#[test]
+fn a_commit_can_depend_on_the_generation() -> Result {
+    let Some(ns) = namespace() else { return Ok(()) };
+    let _inside = ns.enter()?;
+    let (mut socket, table) = (Socket::open()?, c6::overlay());
+    let generation = socket.generation()?;
+    ns.cmd("nft add table ip other").ok()?;
+    let late = socket.commit_at(&Transaction::create(&table), Some(generation)).unwrap_err();
+    assert_eq!(late.raw_os_error(), Some(85), "{late:?}");
+    let generation = socket.generation()?;
+    socket.commit_at(&Transaction::create(&table), Some(generation))?;
+    assert_eq!(socket.generation()?, generation + 1);
+    Ok(())
+}
+
+/// Each state in turn is reached from the one before by its difference, in the kernel as in the shadow.
+#[test]
+fn differences_lead_from_state_to_state_in_the_kernel() -> Result {
+    let Some(ns) = namespace() else { return Ok(()) };
+    let _inside = ns.enter()?;
+    let mut socket = Socket::open()?;
+    let mut shadow = None;
+    for want in states() {
+        let step = diff(&want, shadow.as_ref());
+        socket.commit(&step)?;
+        apply(&mut shadow, &step)?;
+        let have = read(&mut socket, &want)?;
+        assert_eq!(have, shadow, "after {step:?}");
+        assert!(diff(&want, have.as_ref()).is_empty(), "{:?}", diff(&want, have.as_ref()));
+    }
+    Ok(())
+}
+
+fn states() -> Vec<Table> {
+    let full = c6::services();
+    let [endpoints, frontends, classes, pods] =
+        ["endpoints", "frontends", "classes", "pod-ranges"].map(Name::from);
+    let mut grown = full.clone();
+    grown.element(&endpoints, c6::row(2, 2), Element::value(c6::target("172.16.3.5", 5353)));
+    let mut swapped = grown.clone();
+    swapped.element(&endpoints, c6::row(2, 0), Element::value(c6::target("172.16.9.9", 1)).comment("new"));
+    swapped.element(&classes, Value::number(2), Element::verdict(Verdict::Goto("external2".into())));
+    let mut ranges = swapped.clone();
+    ranges.sets.get_mut(&pods).unwrap().elements.clear();
+    ranges.element(&pods, c6::subnet("172.16.0.0/17"), Element::default());
+    ranges.element(&pods, c6::subnet("172.16.128.0/17"), Element::default());
+    ranges.element(&pods, c6::subnet("255.0.0.0/8"), Element::default());
+    let mut fewer = ranges.clone();
+    fewer.sets.remove(&Name::from("hairpins"));
+    fewer.sets.get_mut(&frontends).unwrap().elements.clear();
+    fewer.chains.remove(&Name::from("external-local2"));
+    let postrouting = fewer.chains.get_mut(&Name::from("nat-postrouting")).unwrap();
+    postrouting.rules.remove(1);
+    postrouting.base.as_mut().unwrap().policy = ruleset::Policy::Drop;
+    let mut other_kind = full.clone();
+    other_kind.set("cluster-ips", ruleset::SetSpec::set(Field::IpDaddr).interval());
+    let mut other_hook = full.clone();
+    other_hook.chains.get_mut(&Name::from("nat-output")).unwrap().base.as_mut().unwrap().priority = -101;
+    let empty = Table::new(Family::Ip, "weft-proxy");
+    vec![empty.clone(), full.clone(), grown, swapped, ranges, fewer, full, other_kind, other_hook, empty]
+}
+
+#[test]
+fn many_elements_are_one_transaction() -> Result {
+    const MANY: u32 = 20_000;
+    let Some(ns) = namespace() else { return Ok(()) };
+    let _inside = ns.enter()?;
+    let (mut socket, mut table) = (Socket::open()?, c6::services());
+    let endpoints = Name::from("endpoints");
+    for id in 10..10 + MANY {
+        let target = c6::target("172.16.7.7", id as u16);
+        table.element(&endpoints, c6::row(id, 0), Element::value(target).comment(format!("ns/service-{id}")));
+    }
+    let generation = socket.generation()?;
+    socket.commit(&Transaction::create(&table))?;
+    assert_eq!(socket.generation()?, generation + 1);
+    let have = read(&mut socket, &table)?;
+    assert!(diff(&table, have.as_ref()).is_empty());
+    Ok(())
+}
+
+#[test]
+fn a_foreign_chain_is_read_and_our_rule_goes_before_its_last() -> Result {
+    let Some(ns) = namespace() else { return Ok(()) };
+    let _inside = ns.enter()?;
+    let mut socket = Socket::open()?;
+    ns.cmd("iptables-nft -P FORWARD DROP").ok()?;
+    ns.cmd("iptables-nft -A FORWARD -s 10.9.9.9 -m conntrack --ctstate NEW -j DROP").ok()?;
+    ns.cmd("iptables-nft -A FORWARD -m comment --comment last -j REJECT").ok()?;
+    let (filter, forward) = (Name::from("filter"), Name::from("FORWARD"));
+    let at_hook = socket.base_chains(Hook::Forward)?;
+    assert_eq!(at_hook.len(), 1);
+    assert_eq!((&at_hook[0].table, &at_hook[0].name), (&filter, &forward));
+    assert_eq!(at_hook[0].base.unwrap().policy, ruleset::Policy::Drop);
+    let rules = socket.rules(Family::Ip, &filter, &forward)?;
+    let refuses: Vec<bool> = rules.iter().map(|rule| rule.code.refuses_all()).collect();
+    assert_eq!(refuses, [false, true]);
+    assert_eq!(rules[1].code.comment.as_deref(), Some("last"));
+
+    let ours = Rule::new([Field::IpSaddr.within(c6::subnet("172.16.0.0/16")), Statement::ACCEPT])
+        .comment("weft:flannel.1");
+    let scope = Table::new(Family::Ip, &filter);
+    let mut insert = Transaction::new(Family::Ip, &filter);
+    insert.push(Change::AddRule {
+        chain: forward.clone(),
+        place: Place::Before(rules[1].handle),
+        code: ours.lower(&scope),
+    });
+    socket.commit(&insert)?;
+    let saved = ns.cmd("iptables-nft-save -t filter").ok()?.stdout;
+    let forwards: Vec<&str> = saved.lines().filter(|line| line.starts_with("-A FORWARD")).collect();
+    assert_eq!(
+        forwards[1], "-A FORWARD -s 172.16.0.0/16 -m comment --comment \"weft:flannel.1\" -j ACCEPT",
+        "{saved}"
+    );
+    assert_eq!(forwards.len(), 3);
+
+    // Restored, the comment is a match of iptables; it is still ours, and goes by its handle.
+    ns.cmd("iptables-nft-restore").stdin(saved).ok()?;
+    let rules = socket.rules(Family::Ip, &filter, &forward)?;
+    let comments: Vec<_> = rules.iter().map(|rule| rule.code.comment.as_deref()).collect();
+    assert_eq!(comments, [None, Some("weft:flannel.1"), Some("last")]);
+    let mut remove = Transaction::new(Family::Ip, &filter);
+    remove.push(Change::DeleteRule { chain: forward.clone(), handle: rules[1].handle });
+    socket.commit(&remove)?;
+    assert_eq!(socket.rules(Family::Ip, &filter, &forward)?.len(), 2);
+    Ok(())
+}
+
+#[test]
+fn rules_keep_their_place() -> Result {
+    let Some(ns) = namespace() else { return Ok(()) };
+    let _inside = ns.enter()?;
+    let mut socket = Socket::open()?;
+    ns.cmd("nft -f -")
+        .stdin("table ip t { chain c { counter comment \"a\"; counter comment \"b\"; }; }")
+        .ok()?;
+    let (table, chain) = (Name::from("t"), Name::from("c"));
+    let first = socket.rules(Family::Ip, &table, &chain)?[0].handle;
+    let mut transaction = Transaction::new(Family::Ip, &table);
+    let places = [(Place::End, "end"), (Place::Start, "start"), (Place::After(first), "after")];
+    for (place, comment) in places.into_iter().chain([(Place::Before(first), "before")]) {
+        let code = Rule::new([Statement::Counter]).comment(comment).lower(&Table::new(Family::Ip, &table));
+        transaction.push(Change::AddRule { chain: chain.clone(), place, code });
+    }
+    socket.commit(&transaction)?;
+    let rules = socket.rules(Family::Ip, &table, &chain)?;
+    let order: Vec<_> = rules.iter().filter_map(|rule| rule.code.comment.as_deref()).collect();
+    assert_eq!(order, ["start", "before", "a", "after", "b", "end"]);
+    Ok(())
+}
+
+#[test]
+fn changes_are_announced_with_their_author() -> Result {
+    let Some(ns) = namespace() else { return Ok(()) };
+    let _inside = ns.enter()?;
+    let (mut socket, mut events) = (Socket::open()?, Events::open()?);
+    assert!(events.wait(NOW)?.is_empty());
+    let table = c6::services();
+    socket.commit(&Transaction::create(&table))?;
+    let ours = events.wait(QUICK)?;
+    assert!(!ours.is_empty() && ours.iter().all(|changed| changed.by == socket.port()), "{ours:?}");
+    assert!(ours.iter().all(|changed| changed.table == table.name));
+    ns.cmd("nft delete element ip weft-proxy cluster-ips { 10.254.0.10 }").ok()?;
+    let theirs = events.wait(QUICK)?;
+    assert_eq!(theirs.len(), 1);
+    let changed = theirs.first().unwrap();
+    assert_eq!((changed.family, &changed.table), (Family::Ip, &table.name));
+    assert_ne!(changed.by, socket.port());
+    ns.cmd("nft flush ruleset").ok()?;
+    assert!(events.wait(QUICK)?.iter().any(|changed| changed.table == table.name));
+    assert!(events.wait(NOW)?.is_empty());
+    Ok(())
+}
+
+#[test]
+fn elements_that_packets_made_are_left_alone() -> Result {
+    let Some(ns) = namespace() else { return Ok(()) };
+    let _inside = ns.enter()?;
+    let (mut socket, table) = (Socket::open()?, c6::services());
+    socket.commit(&Transaction::create(&table))?;
+    ns.cmd("nft add element ip weft-proxy affinity { 0:2000 . 10.0.0.1 timeout 1h : 0:2001 }").ok()?;
+    let have = socket.table(table.family, &table.name)?;
+    assert_eq!(have.as_ref().map(|table| table.sets[&Name::from("affinity")].elements.len()), Some(1));
+    assert!(diff(&table, have.as_ref()).is_empty());
+    Ok(())
+}
