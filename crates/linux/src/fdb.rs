@@ -137,7 +137,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_bytes_are_read_without_harm(payload: Vec<u8>) {
-            let _ = read(Message { kind: 0, flags: 0, sequence: 0, payload: &payload });
+            let _ = read(Message { kind: 0, flags: 0, sequence: 0, port: 0, payload: &payload });
         }
     }
 }

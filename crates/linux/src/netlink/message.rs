@@ -187,7 +187,7 @@ mod tests {
             for message in messages(&bytes) {
                 let _ = message.meaning();
             }
-            let _ = Message { kind, flags, sequence: 1, payload: &bytes }.meaning();
+            let _ = Message { kind, flags, sequence: 1, port: 0, payload: &bytes }.meaning();
         }
     }
 
@@ -195,7 +195,7 @@ mod tests {
     fn an_impossible_error_number_is_garbled() {
         for number in [i32::MIN, -4096] {
             let payload = number.to_ne_bytes();
-            let message = Message { kind: NLMSG_ERROR, flags: 0, sequence: 1, payload: &payload };
+            let message = Message { kind: NLMSG_ERROR, flags: 0, sequence: 1, port: 0, payload: &payload };
             assert!(matches!(message.meaning(), Meaning::Answer(Err(Cause::Garbled(_)))), "{number}");
         }
     }
