@@ -113,17 +113,46 @@ impl From<u16> for State {
     }
 }
 
+/// How often the list is read until two readings agree.
+const READINGS: usize = 16;
+
 impl RouteSocket {
-    /// The neighbour entries of interface `device` in both families.
+    /// The neighbour entries of interface `device` in both families, by address.
+    ///
+    /// The kernel keeps the entries of all network namespaces in one table. Whenever that grows, a list that
+    /// is being read loses entries or repeats them, without a mark (seen in 6.18). So the list is read until
+    /// two readings hold the same permanent entries.
     ///
     /// # Errors
-    /// See [`Connection::dump`](crate::netlink::Connection::dump).
+    /// See [`Connection::dump`](crate::netlink::Connection::dump); no two readings agreed
+    /// ([`Retry::Now`](crate::Retry::Now)).
     pub fn neighbours(&mut self, device: u32) -> Result<Vec<Neighbour>, Error> {
         let mut message = NeighbourMessage::default();
         message.attributes.push(NeighbourAttribute::IfIndex(device));
         let request = Request::list("neighbours".to_owned(), &RouteNetlinkMessage::GetNeighbour(message));
-        self.dump(&request, |message| Ok(read(message)?.filter(|neighbour| neighbour.device == device)))
+        let mut read_once = || -> Result<Vec<Neighbour>, Error> {
+            let mut entries = self.dump(&request, |message| {
+                Ok(read(message)?.filter(|neighbour| neighbour.device == device))
+            })?;
+            entries.sort_by_key(|entry| entry.address);
+            entries.dedup_by_key(|entry| entry.address);
+            Ok(entries)
+        };
+        let mut before = read_once()?;
+        for _ in 1..READINGS {
+            let now = read_once()?;
+            if permanent(&before).eq(permanent(&now)) {
+                return Ok(now);
+            }
+            before = now;
+        }
+        Err(request.failed(Cause::KeptChanging))
     }
+}
+
+/// The entries that change only when somebody changes them.
+fn permanent(entries: &[Neighbour]) -> impl Iterator<Item = &Neighbour> {
+    entries.iter().filter(|entry| entry.state == State::Permanent)
 }
 
 // Attribute numbers of linux/neighbour.h.

@@ -353,6 +353,39 @@ fn a_list_read_while_it_changes_holds_every_route_that_stays() {
 }
 
 #[test]
+fn neighbours_are_all_listed_while_the_table_of_all_namespaces_grows() {
+    let Some(other) = world::namespace() else { return };
+    in_namespace(|| {
+        let mut device = Device::new();
+        let neighbours = |device: &Device, count: u32| -> Vec<Request> {
+            let entry = |number: u32| {
+                let address = Ipv4Addr::from((10 << 24) + number).into();
+                Neighbour::permanent(device.index, address, Mac([2, 0, 0, 0, 0, 1])).replace(&device.name)
+            };
+            (1..=count).map(entry).collect()
+        };
+        all_ok(device.socket.apply(&neighbours(&device, 5000)));
+        std::thread::scope(|scope| {
+            let growth = scope.spawn(|| {
+                let fill = || {
+                    let mut device = Device::new();
+                    all_ok(device.socket.apply(&neighbours(&device, 100_000)));
+                };
+                other.enter(fill).unwrap();
+            });
+            while !growth.is_finished() {
+                match device.socket.neighbours(device.index) {
+                    Ok(listed) => {
+                        assert_eq!(listed.iter().filter(|n| n.state == State::Permanent).count(), 5000);
+                    }
+                    Err(error) => assert_eq!(error.retry(), linux::Retry::Now, "{error}: {}", error.cause),
+                }
+            }
+        });
+    });
+}
+
+#[test]
 fn lost_events_are_reported_and_the_connection_stays_usable() {
     in_namespace(|| {
         let mut device = Device::new();
