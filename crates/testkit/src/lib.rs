@@ -13,6 +13,7 @@ pub mod lab;
 mod netns;
 pub mod ping;
 mod process;
+mod random;
 mod space;
 pub mod traffic;
 
@@ -21,6 +22,7 @@ pub use exec::{Cmd, Ran};
 pub use find::{bin, free_port, workspace};
 pub use netns::{Entered, Netns, netns_or_skip, require_or_skip};
 pub use process::Process;
+pub use random::Random;
 pub use space::Space;
 
 use std::time::{Duration, Instant};
