@@ -5,8 +5,15 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod commands;
+pub mod events;
+pub mod firewall;
 pub mod flags;
 pub mod linux;
 pub mod lock;
 pub mod node;
+pub mod report;
+pub mod run;
 pub mod source;
+pub mod status;
+pub mod wake;

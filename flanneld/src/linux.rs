@@ -1,6 +1,9 @@
 //! The real kernel behind [`overlay_core::kernel::Kernel`].
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use linux::{
     address::{Address, IfPresent},
@@ -87,6 +90,16 @@ impl LinuxKernel {
     #[must_use]
     pub const fn index(&self) -> Option<u32> {
         self.index
+    }
+
+    /// The kernel settings of the scope, as far as this kernel has them.
+    #[must_use]
+    pub fn settings(&self) -> BTreeMap<String, String> {
+        let read = |path: &String| {
+            let value = sysctl::read(&path.split('/').collect::<Vec<_>>()).ok()?;
+            Some((path.clone(), value))
+        };
+        self.scope.sysctls.iter().filter_map(read).collect()
     }
 
     fn find_device(&mut self) -> Result<Option<Device>, KernelError> {
@@ -213,11 +226,7 @@ impl Kernel for LinuxKernel {
             }
         }
         self.observe_routes(&mut seen)?;
-        for path in &self.scope.sysctls {
-            if let Ok(value) = sysctl::read(&path.split('/').collect::<Vec<_>>()) {
-                seen.sysctls.insert(path.clone(), value);
-            }
-        }
+        seen.sysctls = self.settings();
         Ok(seen)
     }
 

@@ -43,6 +43,16 @@ impl Overlay {
     }
 }
 
+/// Metric of the blackhole route: that of the pods' bridge, and any other, comes first.
+const LAST_RESORT: u32 = u32::MAX - 1;
+
+impl Overlay {
+    /// Adds a route that swallows packets to pods of this node that are not there.
+    pub fn add_blackhole(&mut self, own: Subnet) {
+        self.routes.insert(RouteKey { subnet: own, metric: LAST_RESORT }, Hop::Blackhole);
+    }
+}
+
 /// A VXLAN device.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Device {

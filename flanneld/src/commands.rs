@@ -1,0 +1,157 @@
+//! What flanneld can be asked to do: `run`, `plan`, `cleanup`, `status`.
+
+use std::{fs, io::Write, sync::Arc, thread};
+
+use anyhow::Context;
+use daemon::{Shutdown, health::Health, notify};
+use overlay_core::{backend::vxlan, desired::desired, diff::diff, kernel::Kernel, lease::View};
+use tokio::sync::{oneshot, watch};
+
+use crate::{
+    events,
+    flags::Settings,
+    linux::{LinuxKernel, Scope},
+    lock, node,
+    run::{Links, Loop},
+    source::{self, Ports},
+    status::{self, Status},
+    wake::Inbox,
+};
+
+/// Number of CAP_NET_ADMIN (linux/capability.h).
+const CAP_NET_ADMIN: u32 = 12;
+
+/// Works until a signal comes.
+///
+/// # Errors
+/// What no waiting can change: a missing privilege or kernel feature, a subnet file or device that
+/// another one holds, no subnet without overlap.
+pub fn run(settings: Settings) -> anyhow::Result<()> {
+    need_privilege()?;
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
+    let _lock = lock::subnet_file(&settings.subnet_file)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("failed to start the runtime")?;
+    let outcome = runtime.block_on(supervise(Arc::new(settings)));
+    // Nothing that the runtime still waits for matters now.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// Starts everything, and ends when the first part does.
+async fn supervise(settings: Arc<Settings>) -> anyhow::Result<()> {
+    let shutdown = Shutdown::on_signals().context("failed to listen for signals")?;
+    let (facts_in, facts) = watch::channel(None);
+    let (view, views) = watch::channel(View::default());
+    let inbox = Arc::new(Inbox::default());
+    let health = Health::new("flanneld");
+    tokio::spawn(daemon::health::serve(health.clone(), settings.health));
+    tokio::spawn(events::watch(Arc::clone(&inbox)));
+    tokio::spawn(forward(views.clone(), Arc::clone(&inbox)));
+
+    let links = Links { inbox: Arc::clone(&inbox), facts: facts_in, views, health };
+    let (ended_in, ended) = oneshot::channel();
+    let own = Arc::clone(&settings);
+    let kernel_thread = thread::Builder::new().name("kernel".to_owned()).spawn(move || {
+        let outcome = Loop::new(own, links).and_then(Loop::run);
+        // Nobody listens if the process ends anyway.
+        let _ = ended_in.send(outcome);
+    });
+    let kernel_thread = kernel_thread.context("failed to start a thread")?;
+    let leases = source::run(settings.origin.clone(), Ports { facts, view }, shutdown.clone());
+    let outcome = tokio::select! {
+        outcome = leases => outcome.map_err(anyhow::Error::from),
+        outcome = ended => match outcome {
+            Ok(outcome) => outcome.map_err(anyhow::Error::from),
+            Err(_) => Err(anyhow::anyhow!("the kernel thread ended unexpectedly")),
+        },
+    };
+    if outcome.is_ok() {
+        notify::stopping();
+    }
+    // What it is doing it finishes; what it made stays.
+    inbox.post(|pending| pending.stop = true);
+    let _ = kernel_thread.join();
+    outcome
+}
+
+/// Wakes the loop when the source has a new word.
+async fn forward(mut views: watch::Receiver<View>, inbox: Arc<Inbox>) {
+    while views.changed().await.is_ok() {
+        inbox.post(|pending| pending.source = true);
+    }
+}
+
+/// Prints what [`run`] would do first, and does nothing.
+///
+/// # Errors
+/// The kernel or the source could not be read.
+pub fn plan(settings: Settings) -> anyhow::Result<()> {
+    let mut socket = linux::netlink::RouteSocket::open()?;
+    let facts = node::facts(&settings, &mut socket)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let assignment = runtime.block_on(source::look(settings.origin.clone(), &facts))?;
+    let config = &assignment.config;
+    let (mut want, skipped) = desired(&assignment.leases, config, &assignment.own, &facts);
+    if settings.blackhole_route {
+        want.add_blackhole(assignment.own.subnet);
+    }
+    let mut kernel = LinuxKernel::open(Scope {
+        device: config.vxlan.device.clone(),
+        network: config.network,
+        underlay: facts.underlay.index,
+        wanted: vxlan::device(config, &assignment.own, &facts),
+        sysctls: want.sysctls.keys().cloned().collect(),
+    })?;
+    let mut text = format!("# subnet {}\n", assignment.own.subnet);
+    for line in config.notes.iter().cloned().chain(skipped.iter().map(ToString::to_string)) {
+        text += &format!("# {line}\n");
+    }
+    for op in diff(&want, &kernel.observe()?) {
+        text += &format!("{op}\n");
+    }
+    print(&text)
+}
+
+/// Removes what flanneld made on this node, except its lease.
+///
+/// # Errors
+/// flanneld still runs, or the kernel refused something.
+pub fn cleanup(settings: &Settings) -> anyhow::Result<()> {
+    need_privilege()?;
+    let _lock = lock::subnet_file(&settings.subnet_file)?;
+    Ok(())
+}
+
+/// Tells what a running flanneld holds.
+///
+/// # Errors
+/// There is no status file, or the process that wrote it is gone.
+pub fn status(settings: &Settings, json: bool) -> anyhow::Result<()> {
+    let path = status::path(&settings.subnet_file);
+    let status = Status::read(&path)?;
+    let text = if json { status.to_json() } else { status.to_string() };
+    print(&text)?;
+    anyhow::ensure!(status.is_alive(), "flanneld is not running: this is what it wrote last");
+    Ok(())
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    std::io::stdout().write_all(text.as_bytes()).context("failed to write to standard output")
+}
+
+/// This process may change the network.
+fn need_privilege() -> anyhow::Result<()> {
+    let status = fs::read_to_string("/proc/self/status").context("failed to read /proc/self/status")?;
+    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = capabilities.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
+    anyhow::ensure!(
+        effective & (1 << CAP_NET_ADMIN) != 0,
+        "the privilege to change the network (CAP_NET_ADMIN) is missing: run flanneld as root"
+    );
+    Ok(())
+}

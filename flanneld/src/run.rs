@@ -1,0 +1,411 @@
+//! The loop: one plain thread that owns the kernel's sockets. Whatever woke it, it brings the whole
+//! overlay to where it should be.
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use daemon::{Backoff, OnChange, Random, health::Health};
+use linux::netlink::RouteSocket;
+use overlay_core::{
+    backend::vxlan,
+    desired::{Skipped, desired},
+    diff::diff,
+    host::NodeFacts,
+    kernel::Kernel,
+    lease::{Assignment, View},
+    op::Op,
+    overlay::Overlay,
+};
+use tokio::sync::watch;
+
+use crate::{
+    firewall::Firewall,
+    flags::Settings,
+    linux::{KernelError, LinuxKernel, Scope},
+    lock::{self, DeviceLock, LockError},
+    node,
+    report::Reporter,
+    wake::{Inbox, Interest, Pending},
+};
+
+/// How often everything is read again, though no event told of a change.
+const SLOW: Duration = Duration::from_secs(60);
+/// How often settings are looked at, which send no events.
+const SETTINGS: Duration = Duration::from_secs(5);
+/// Events about this host's addresses and routes come in bursts.
+const BURST: Duration = Duration::from_millis(100);
+
+/// What ends the daemon: no waiting can change it.
+#[derive(Debug, thiserror::Error)]
+pub enum Fatal {
+    /// Another flanneld holds the device.
+    #[error(transparent)]
+    Held(#[from] LockError),
+    /// A privilege or a kernel feature is missing.
+    #[error("this kernel does not let flanneld work")]
+    Kernel(#[source] KernelError),
+    /// Netlink itself is missing.
+    #[error("failed to talk to the kernel")]
+    Netlink(#[source] linux::Error),
+}
+
+/// What connects the loop to the others.
+#[derive(Debug)]
+pub struct Links {
+    /// What wakes it.
+    pub inbox: Arc<Inbox>,
+    /// Where it says what it knows of this node.
+    pub facts: watch::Sender<Option<NodeFacts>>,
+    /// What the source knows.
+    pub views: watch::Receiver<View>,
+    /// What health checks hear.
+    pub health: Health,
+}
+
+/// Where we want to get, and what it was made of.
+#[derive(Debug)]
+struct Target {
+    assignment: Arc<Assignment>,
+    facts: NodeFacts,
+    want: Overlay,
+    skipped: Vec<Skipped>,
+}
+
+/// What we hold in the kernel.
+#[derive(Debug)]
+struct Hold {
+    kernel: LinuxKernel,
+    firewall: Firewall,
+    /// What the kernel acknowledged.
+    shadow: Option<Overlay>,
+    /// The shadow may differ from what is there: read all again.
+    unsure: bool,
+    _lock: DeviceLock,
+}
+
+/// The loop.
+#[derive(Debug)]
+pub struct Loop {
+    settings: Arc<Settings>,
+    links: Links,
+    socket: RouteSocket,
+    facts: Option<NodeFacts>,
+    target: Option<Target>,
+    hold: Option<Hold>,
+    reporter: Reporter,
+    /// What is wrong with what this node holds in the kernel.
+    overlay_trouble: Trouble,
+    /// What is wrong with its way to other nodes.
+    host_trouble: Trouble,
+    warned: BTreeSet<String>,
+    backoff: Backoff,
+}
+
+/// What is to be looked at.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    everything: Instant,
+    settings: Instant,
+    retry: Option<Instant>,
+    host: Option<Instant>,
+}
+
+impl Clock {
+    fn next(&self) -> Instant {
+        let times = [Some(self.everything), Some(self.settings), self.retry, self.host];
+        times.into_iter().flatten().min().unwrap_or(self.settings)
+    }
+}
+
+impl Loop {
+    /// To be made on the thread that will run it.
+    ///
+    /// # Errors
+    /// Netlink is missing.
+    pub fn new(settings: Arc<Settings>, links: Links) -> Result<Self, Fatal> {
+        Ok(Self {
+            reporter: Reporter::new(&settings, links.health.clone()),
+            settings,
+            links,
+            socket: RouteSocket::open().map_err(Fatal::Netlink)?,
+            facts: None,
+            target: None,
+            hold: None,
+            overlay_trouble: Trouble::default(),
+            host_trouble: Trouble::default(),
+            warned: BTreeSet::new(),
+            backoff: Backoff::up_to(Duration::from_secs(5), Random::from_system()),
+        })
+    }
+
+    /// Works until the inbox says stop. What is in the kernel stays.
+    ///
+    /// # Errors
+    /// See [`Fatal`].
+    pub fn run(mut self) -> Result<(), Fatal> {
+        let start = Instant::now();
+        let mut clock = Clock { everything: start, settings: start, retry: None, host: Some(start) };
+        loop {
+            let mut pending = self.links.inbox.take(clock.next());
+            if pending.stop {
+                return Ok(());
+            }
+            let now = Instant::now();
+            if pending.host && clock.host.is_none() {
+                clock.host = Some(now + BURST);
+            }
+            if clock.everything <= now {
+                clock.everything = now + SLOW;
+                (pending.everything, pending.firewall) = (true, true);
+                clock.host = Some(now);
+            }
+            if clock.settings <= now {
+                clock.settings = now + SETTINGS;
+                self.look_at_settings();
+            }
+            if clock.host.is_some_and(|at| at <= now) {
+                clock.host = None;
+                self.look_at_host();
+            }
+            let done = self.pass(pending)?;
+            let failed = !done || self.facts.is_none();
+            clock.retry = failed.then(|| now + self.backoff.wait());
+            if self.facts.is_none() {
+                clock.host = clock.retry;
+            }
+            if !failed {
+                self.backoff.reset();
+            }
+        }
+    }
+
+    /// Brings the kernel to where the source wants it. Whether all of it was done.
+    fn pass(&mut self, pending: Pending) -> Result<bool, Fatal> {
+        let view = self.links.views.borrow_and_update().clone();
+        self.aim(&view)?;
+        let done = match (&self.target, &mut self.hold) {
+            (Some(target), Some(hold)) => {
+                hold.take_note(pending);
+                match hold.reconcile(&target.want) {
+                    Ok(failures) => self.overlay_trouble.judge(&failures),
+                    Err(error) if error.is_final() => return Err(Fatal::Kernel(error)),
+                    Err(error) => self.overlay_trouble.judge(&[daemon::one_line(&error)]),
+                }
+            }
+            _ => true,
+        };
+        self.report(&view);
+        Ok(done)
+    }
+
+    /// Works out where to get, if that has changed.
+    fn aim(&mut self, view: &View) -> Result<(), Fatal> {
+        let (Some(assignment), Some(facts)) = (&view.assignment, &self.facts) else { return Ok(()) };
+        let same = |target: &Target| Arc::ptr_eq(&target.assignment, assignment) && target.facts == *facts;
+        if self.target.as_ref().is_some_and(same) {
+            return Ok(());
+        }
+        let config = &assignment.config;
+        let (mut want, skipped) = desired(&assignment.leases, config, &assignment.own, facts);
+        if self.settings.blackhole_route {
+            want.add_blackhole(assignment.own.subnet);
+        }
+        let scope = Scope {
+            device: config.vxlan.device.clone(),
+            network: config.network,
+            underlay: facts.underlay.index,
+            wanted: vxlan::device(config, &assignment.own, facts),
+            sysctls: want.sysctls.keys().cloned().collect(),
+        };
+        match &mut self.hold {
+            Some(hold) => hold.kernel.set_scope(scope),
+            None => {
+                let lock = lock::device(&scope.device)?;
+                let kernel = LinuxKernel::open(scope).map_err(Fatal::Netlink)?;
+                let firewall = Firewall::open(&self.settings).map_err(Fatal::Netlink)?;
+                self.hold = Some(Hold { kernel, firewall, shadow: None, unsure: true, _lock: lock });
+            }
+        }
+        if let Some(hold) = &mut self.hold {
+            hold.firewall.aim(&config.vxlan.device, assignment.own.subnet, config.network);
+        }
+        let (assignment, facts) = (Arc::clone(assignment), facts.clone());
+        self.target = Some(Target { assignment, facts, want, skipped });
+        self.warn();
+        Ok(())
+    }
+
+    /// Says once what is in the way of leases and subnets.
+    fn warn(&mut self) {
+        let Some(Target { assignment, facts, skipped, .. }) = &self.target else { return };
+        let overlaps = facts.overlaps(&assignment.config, Some(assignment.own.subnet));
+        let lines = skipped.iter().map(ToString::to_string).chain(overlaps.iter().map(ToString::to_string));
+        let now: BTreeSet<String> = lines.collect();
+        for line in now.difference(&self.warned) {
+            tracing::warn!("{line}");
+        }
+        self.warned = now;
+    }
+
+    /// Reads what this host is, and tells the source if that has changed.
+    fn look_at_host(&mut self) {
+        match node::facts(&self.settings, &mut self.socket) {
+            Ok(facts) => {
+                self.host_trouble.judge(&[]);
+                if self.facts.is_none() {
+                    let node = &facts.underlay;
+                    tracing::info!(interface = %node.name, address = %node.address, public_ip = %facts.public_ip, "found the way to other nodes");
+                }
+                self.facts = Some(facts.clone());
+                self.links.facts.send_if_modified(|old| {
+                    let new = old.as_ref() != Some(&facts);
+                    *old = Some(facts);
+                    new
+                });
+            }
+            // What was known stays: the interface may come back.
+            Err(error) => {
+                self.host_trouble.judge(&[daemon::one_line(&error)]);
+            }
+        }
+        self.watch();
+    }
+
+    /// Tells the monitors what to look at.
+    fn watch(&self) {
+        self.links.inbox.set_interest(Interest {
+            device: self.hold.as_ref().and_then(|hold| hold.kernel.index()),
+            underlay: self.facts.as_ref().map(|facts| facts.underlay.index),
+            network: self.target.as_ref().map(|target| target.assignment.config.network),
+        });
+    }
+
+    fn look_at_settings(&mut self) {
+        if let Some(Hold { kernel, shadow: Some(shadow), .. }) = &mut self.hold {
+            shadow.sysctls = kernel.settings();
+        }
+    }
+
+    /// Tells everybody how it is.
+    fn report(&mut self, view: &View) {
+        self.watch();
+        let Self { target, hold, facts, reporter, overlay_trouble, host_trouble, .. } = self;
+        let problem = overlay_trouble.0.last().or(host_trouble.0.last()).map(str::to_owned);
+        let up = hold.as_ref().and_then(|hold| hold.shadow.as_ref()).is_some_and(|have| {
+            target.as_ref().is_some_and(|target| {
+                have.device == target.want.device && have.addresses == target.want.addresses
+            })
+        });
+        if let (Some(target), true) = (&*target, up) {
+            reporter.write_subnet_file(&target.assignment, &target.facts);
+        }
+        reporter.status(|status| {
+            status.problem = problem.or_else(|| view.state.problem.clone());
+            status.source.connected = view.state.connected;
+            status.set_facts(facts.as_ref());
+            if let Some(target) = target {
+                status.set_assignment(&target.assignment, &target.facts);
+                status.set_overlay(&target.want, &target.skipped);
+            }
+            if let Some(hold) = hold {
+                status.warnings.extend(hold.warnings());
+            }
+        });
+    }
+}
+
+/// What is wrong, said once when it changes.
+#[derive(Debug, Default)]
+struct Trouble(OnChange);
+
+impl Trouble {
+    /// Takes in what failed. Whether nothing did.
+    fn judge(&mut self, failures: &[String]) -> bool {
+        let Some(first) = failures.first() else {
+            if self.0.clear() {
+                tracing::info!("what was wrong is right again");
+            }
+            return true;
+        };
+        let text = match failures.len() {
+            1 => first.clone(),
+            n => format!("{first} (and {} more)", n - 1),
+        };
+        if self.0.is_new(&text) {
+            tracing::warn!("{text}; trying again");
+        }
+        false
+    }
+}
+
+impl Hold {
+    /// Corrects the shadow by what happened.
+    fn take_note(&mut self, pending: Pending) {
+        self.unsure |= pending.everything;
+        if pending.firewall {
+            self.firewall.look_again();
+        }
+        if let Some(shadow) = &mut self.shadow {
+            for change in pending.changes.values() {
+                shadow.note(change);
+            }
+        }
+    }
+
+    /// Carries out what is missing; what failed comes back as text.
+    fn reconcile(&mut self, want: &Overlay) -> Result<Vec<String>, KernelError> {
+        // The rules first: no packet leaves without them.
+        let mut failures = self.firewall.reconcile();
+        let mut have = match self.shadow.take() {
+            Some(have) if !self.unsure => have,
+            _ => self.kernel.observe()?,
+        };
+        self.unsure = false;
+        let plan: Vec<Op> = diff(want, &have).into_iter().collect();
+        let mut done = 0_usize;
+        for (op, result) in plan.iter().zip(self.kernel.apply(&plan)) {
+            match result {
+                Ok(()) => {
+                    tracing::debug!("{op}");
+                    have.acknowledge(op);
+                    done += 1;
+                }
+                Err(error) if matches!(op, Op::AddDevice(..)) && error.is_final() => return Err(error),
+                // Where /proc/sys is read-only somebody else has to see to it: the status says so.
+                Err(error) if matches!(op, Op::SetSysctl(..)) => tracing::debug!("{error}"),
+                Err(error) => {
+                    failures.push(daemon::one_line(&error));
+                    self.unsure = true;
+                }
+            }
+        }
+        if done > 0 {
+            tracing::info!(done, failed = failures.len(), "overlay changed");
+        }
+        self.shadow = Some(have);
+        Ok(failures)
+    }
+
+    /// What a user should know, though the overlay works.
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.firewall.warnings();
+        let Some(have) = &self.shadow else { return warnings };
+        if have.sysctls.get("net/ipv4/ip_forward").is_some_and(|value| value != "1") {
+            warnings.push(
+                "net.ipv4.ip_forward is off and can't be set: pods reach nothing outside their node"
+                    .to_owned(),
+            );
+        }
+        if have.sysctls.get("net/bridge/bridge-nf-call-iptables").is_none_or(|value| value != "1") {
+            warnings.push(
+                "net.bridge.bridge-nf-call-iptables is off: a Service whose endpoint is on the client's own \
+                 node breaks; load br_netfilter and set it to 1"
+                    .to_owned(),
+            );
+        }
+        warnings
+    }
+}
