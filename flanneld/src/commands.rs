@@ -90,9 +90,9 @@ async fn forward(mut views: watch::Receiver<View>, inbox: Arc<Inbox>) {
 ///
 /// # Errors
 /// The kernel or the source could not be read.
-pub fn plan(settings: Settings) -> anyhow::Result<()> {
+pub fn plan(settings: &Settings) -> anyhow::Result<()> {
     let mut socket = linux::netlink::RouteSocket::open()?;
-    let facts = node::facts(&settings, &mut socket)?;
+    let facts = node::facts(settings, &mut socket)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let assignment = runtime.block_on(source::look(settings.origin.clone(), &facts))?;
     let config = &assignment.config;

@@ -1,7 +1,7 @@
 //! One flanneld per subnet file and per device.
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions, TryLockError},
+    fs::{DirBuilder, File, OpenOptions},
     io,
     os::{
         linux::net::SocketAddrExt,
@@ -14,6 +14,10 @@ use std::{
 };
 
 use netmodel::IfName;
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 
 /// Something is held by another flanneld, or could not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -52,10 +56,10 @@ pub fn subnet_file(path: &Path) -> Result<FileLock, LockError> {
     }
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&beside);
     let file = file.map_err(failed)?;
-    match file.try_lock() {
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(FileLock(file)),
-        Err(TryLockError::WouldBlock) => Err(LockError::FileHeld(path.to_owned())),
-        Err(TryLockError::Error(cause)) => Err(failed(cause)),
+        Err(Errno::WOULDBLOCK) => Err(LockError::FileHeld(path.to_owned())),
+        Err(errno) => Err(failed(errno.into())),
     }
 }
 

@@ -33,7 +33,7 @@ fn work(settings: Settings) -> ExitCode {
             daemon::log::init(settings.verbosity);
             commands::run(settings)
         }
-        Command::Plan => commands::plan(settings),
+        Command::Plan => commands::plan(&settings),
         Command::Cleanup => commands::cleanup(&settings),
         Command::Status { json } => commands::status(&settings, json),
     };

@@ -170,7 +170,7 @@ impl Loop {
                 clock.host = None;
                 self.look_at_host();
             }
-            let done = self.pass(pending)?;
+            let done = self.pass(&pending)?;
             let failed = !done || self.facts.is_none();
             clock.retry = failed.then(|| now + self.backoff.wait());
             if self.facts.is_none() {
@@ -183,7 +183,7 @@ impl Loop {
     }
 
     /// Brings the kernel to where the source wants it. Whether all of it was done.
-    fn pass(&mut self, pending: Pending) -> Result<bool, Fatal> {
+    fn pass(&mut self, pending: &Pending) -> Result<bool, Fatal> {
         let view = self.links.views.borrow_and_update().clone();
         self.aim(&view)?;
         let done = match (&self.target, &mut self.hold) {
@@ -343,7 +343,7 @@ impl Trouble {
 
 impl Hold {
     /// Corrects the shadow by what happened.
-    fn take_note(&mut self, pending: Pending) {
+    fn take_note(&mut self, pending: &Pending) {
         self.unsure |= pending.everything;
         if pending.firewall {
             self.firewall.look_again();

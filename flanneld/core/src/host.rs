@@ -162,18 +162,20 @@ impl NodeFacts {
         found
     }
 
-    /// `host` is what pods of this node use of `subnet`: the bridge with the subnet's first address,
-    /// routes through it, routes to single pods, the blackhole route for the subnet itself.
+    /// `host` is what pods of this node use of `subnet`: the bridge, or whatever device but the underlay
+    /// holds the pods' gateway, and routes through it; routes to single pods; the blackhole route for the
+    /// subnet itself.
     fn is_pods(&self, host: &HostPrefix, subnet: Subnet) -> bool {
         if !subnet.covers(&host.subnet) {
             return false;
         }
         let Some(device) = &host.device else { return host.subnet == subnet };
-        match host.kind {
-            DeviceKind::Bridge => POD_BRIDGES.contains(&device.as_str()) || self.is_gateway(device, subnet),
+        let by_kind = match host.kind {
+            DeviceKind::Bridge => POD_BRIDGES.contains(&device.as_str()),
             DeviceKind::Veth => host.subnet.prefix() == 32,
             DeviceKind::Other => false,
-        }
+        };
+        by_kind || (*device != self.underlay.name && self.is_gateway(device, subnet))
     }
 
     /// The interface holds the first usable address of the subnet with the subnet's own length.
