@@ -9,4 +9,9 @@
 #![forbid(unsafe_code)]
 
 pub mod flags;
+pub mod kernel;
+pub mod node;
+pub mod run;
 pub mod source;
+pub mod status;
+pub mod wake;

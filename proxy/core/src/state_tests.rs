@@ -21,6 +21,7 @@ fn config() -> Config {
         family: Family::Ip,
         pod_ranges: vec!["10.244.0.0/16".parse().unwrap()],
         node_ports: NodePorts::At(["192.0.2.1".parse().unwrap()].into()),
+        masquerade_all: false,
     }
 }
 

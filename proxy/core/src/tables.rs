@@ -49,6 +49,8 @@ pub struct Config {
     pub pod_ranges: Vec<Subnet>,
     /// Where node ports are open.
     pub node_ports: NodePorts,
+    /// Every connection to a cluster IP is masqueraded.
+    pub masquerade_all: bool,
 }
 
 /// The sets and maps of the table.
@@ -291,6 +293,7 @@ impl Config {
     #[must_use]
     pub const fn masquerade(&self, front: &Front) -> Masquerade {
         match front {
+            Front::Cluster(..) if self.masquerade_all => Masquerade::Always,
             Front::Cluster(..) if self.pod_ranges.is_empty() => Masquerade::Never,
             Front::Cluster(..) => Masquerade::OffCluster,
             Front::Node(..) => Masquerade::Always,

@@ -1,0 +1,186 @@
+//! What this machine is: its addresses, its default route, and what both mean for node ports and cluster IPs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+};
+
+use linux::{
+    Error,
+    address::{Address, Scope},
+    netlink::RouteSocket,
+    route::{self, Route},
+};
+use netmodel::{IfName, NodeName, Subnet};
+use proxy_core::tables::NodePorts;
+
+use crate::flags::{NodePortAddresses, Settings};
+
+/// The metric of our last-resort routes: whatever else there is takes precedence.
+pub const LAST_RESORT: u32 = u32::MAX;
+
+/// The addresses and routes of this machine that matter here, IPv4 only.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Machine {
+    /// Addresses with the index of their device; no loopback ones.
+    pub addresses: Vec<(u32, Ipv4Addr)>,
+    /// The device and preferred source of the best default route that is not ours.
+    pub default_route: Option<(u32, Option<IpAddr>)>,
+    /// Our last-resort routes that are there.
+    pub last_resort: BTreeSet<(Subnet, u32)>,
+    /// The names of all devices that are up.
+    pub devices: BTreeMap<u32, IfName>,
+}
+
+impl Machine {
+    /// Reads the machine as it is now.
+    ///
+    /// # Errors
+    /// The kernel refused or did not answer.
+    pub fn read(socket: &mut RouteSocket) -> Result<Self, Error> {
+        let links = socket.links()?;
+        let loopback: BTreeSet<u32> = links.iter().filter(|link| link.loopback).map(|link| link.index).collect();
+        let global = |address: &Address| match address.address {
+            IpAddr::V4(v4) if address.scope == Scope::Global && !loopback.contains(&address.device) => {
+                Some((address.device, v4))
+            }
+            _ => None,
+        };
+        let addresses = socket.addresses(None)?.iter().filter_map(global).collect();
+        let routes = socket.routes(route::Filter::main(true))?;
+        let (ours, others): (Vec<Route>, Vec<Route>) = routes.into_iter().partition(is_last_resort);
+        let defaults = others.iter().filter(|route| route.destination.prefix() == 0);
+        let best = defaults.min_by_key(|route| route.metric.unwrap_or(0));
+        let device = |route: &Route| route.device.or_else(|| route.multipath.first().map(|hop| hop.device));
+        Ok(Self {
+            addresses,
+            default_route: best.and_then(|route| Some((device(route)?, route.source))),
+            last_resort: ours.iter().filter_map(|route| Some((route.destination, route.device?))).collect(),
+            devices: links.into_iter().filter(|link| link.up).map(|link| (link.index, link.name)).collect(),
+        })
+    }
+
+    /// The node's own addresses: the internal ones of its Node; without a Node the address of the default
+    /// route's device; without that the only address there is outside the pods' ranges.
+    #[must_use]
+    pub fn primary(&self, node: Option<&[IpAddr]>, pods: &[Subnet]) -> BTreeSet<IpAddr> {
+        let internal: BTreeSet<IpAddr> =
+            node.into_iter().flatten().copied().filter(IpAddr::is_ipv4).collect();
+        if !internal.is_empty() {
+            return internal;
+        }
+        if let Some((device, source)) = self.default_route {
+            let first = self.addresses.iter().find(|(index, _)| *index == device).map(|(_, a)| IpAddr::V4(*a));
+            return source.or(first).into_iter().collect();
+        }
+        let outside = self.addresses.iter().map(|(_, address)| IpAddr::V4(*address));
+        let outside: BTreeSet<IpAddr> = outside.filter(|a| !pods.iter().any(|range| range.contains(*a))).collect();
+        if outside.len() == 1 { outside } else { BTreeSet::new() }
+    }
+
+    /// All addresses but loopback ones.
+    #[must_use]
+    pub fn all(&self) -> BTreeSet<IpAddr> {
+        self.addresses.iter().map(|(_, address)| IpAddr::V4(*address)).collect()
+    }
+
+    /// The device that holds one of these addresses.
+    #[must_use]
+    pub fn device_of(&self, addresses: &BTreeSet<IpAddr>) -> Option<u32> {
+        let held = self.addresses.iter().find(|(_, address)| addresses.contains(&IpAddr::V4(*address)));
+        held.map(|(device, _)| *device).filter(|device| self.devices.contains_key(device))
+    }
+
+    /// The last-resort routes that must be there: none where a default route is.
+    #[must_use]
+    pub fn wanted_routes(&self, to: &BTreeSet<Subnet>, own: &BTreeSet<IpAddr>) -> BTreeSet<(Subnet, u32)> {
+        match self.device_of(own) {
+            Some(device) if self.default_route.is_none() => to.iter().map(|range| (*range, device)).collect(),
+            _ => BTreeSet::new(),
+        }
+    }
+}
+
+/// A route of ours for cluster IPs.
+fn is_last_resort(route: &Route) -> bool {
+    route.protocol == netmodel::ROUTE_PROTOCOL && route.metric == Some(LAST_RESORT)
+}
+
+/// The last-resort route to `destination` by `device`. It only has to exist: what is sent to a cluster IP is
+/// led elsewhere at the output hook, after a route was found.
+#[must_use]
+pub const fn last_resort(destination: Subnet, device: u32) -> Route {
+    let mut route = Route::to(destination);
+    route.device = Some(device);
+    route.metric = Some(LAST_RESORT);
+    route.scope = Scope::Link;
+    route
+}
+
+/// Where node ports are open, given the node's own addresses.
+#[must_use]
+pub fn node_ports(settings: &Settings, machine: &Machine, own: &BTreeSet<IpAddr>) -> NodePorts {
+    match &settings.node_port_addresses {
+        NodePortAddresses::All => NodePorts::All,
+        NodePortAddresses::Some { primary, ranges } => {
+            let within = machine.all().into_iter().filter(|a| ranges.iter().any(|range| range.contains(*a)));
+            NodePorts::At(within.chain(own.iter().copied().filter(|_| *primary)).collect())
+        }
+    }
+}
+
+/// The name of this node: the one that was given, or the host's. A host's name that can't be a node's is made
+/// one, as nothing else depends on it than which endpoints and which Node are ours.
+#[must_use]
+pub fn node_name(settings: &Settings) -> Option<NodeName> {
+    settings.node_name.clone().or_else(|| {
+        let host = rustix::system::uname().nodename().to_string_lossy().trim().to_lowercase();
+        let plain = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '.' { c } else { '-' };
+        let name: String = host.chars().map(plain).collect();
+        name.trim_matches(['-', '.']).parse().ok()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn machine(default_route: Option<u32>) -> Machine {
+        let address = |device: u32, text: &str| (device, text.parse::<Ipv4Addr>().unwrap());
+        let name = |name: &str| name.parse::<IfName>().unwrap();
+        Machine {
+            addresses: vec![address(2, "192.0.2.10"), address(2, "192.0.2.11"), address(3, "10.244.1.1")],
+            default_route: default_route.map(|device| (device, None)),
+            last_resort: BTreeSet::new(),
+            devices: [(2, name("eth0")), (3, name("cni0"))].into(),
+        }
+    }
+
+    #[test]
+    fn the_primary_address_is_the_nodes_then_the_default_routes_then_the_only_one() {
+        let pods = ["10.244.0.0/16".parse().unwrap()];
+        let internal = [ip("192.0.2.11"), ip("fd00::1")];
+        assert_eq!(machine(Some(2)).primary(Some(&internal), &pods), [ip("192.0.2.11")].into());
+        assert_eq!(machine(Some(2)).primary(None, &pods), [ip("192.0.2.10")].into());
+        assert_eq!(machine(Some(2)).primary(Some(&[]), &pods), [ip("192.0.2.10")].into());
+        assert_eq!(machine(None).primary(None, &pods), BTreeSet::new(), "two to choose from");
+        let mut one = machine(None);
+        one.addresses.remove(1);
+        assert_eq!(one.primary(None, &pods), [ip("192.0.2.10")].into(), "a pod bridge's does not count");
+        assert_eq!(one.primary(None, &[]), BTreeSet::new());
+    }
+
+    #[test]
+    fn last_resort_routes_are_wanted_while_there_is_no_default_route() {
+        let (to, own) = (["10.96.0.0/12".parse().unwrap()].into(), [ip("192.0.2.11")].into());
+        assert_eq!(machine(None).wanted_routes(&to, &own), [("10.96.0.0/12".parse().unwrap(), 2)].into());
+        assert_eq!(machine(Some(2)).wanted_routes(&to, &own), BTreeSet::new());
+        assert_eq!(machine(None).wanted_routes(&to, &[ip("198.51.100.1")].into()), BTreeSet::new());
+        let route = last_resort("10.96.0.0/12".parse().unwrap(), 2);
+        assert!(is_last_resort(&route));
+    }
+}

@@ -1,0 +1,341 @@
+//! The loop: whatever woke it, the kernel is brought to what the source wants.
+
+use std::{
+    collections::BTreeSet,
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use daemon::{Backoff, OnChange, Random};
+use netmodel::{NodeName, Subnet};
+use proxy_core::{
+    adopt::Found,
+    catalog::Catalog,
+    delta::{self, Delta},
+    flows::Scope,
+    state::State,
+    tables::{Config, NodePorts},
+};
+use ruleset::{Family, Transaction};
+
+use crate::{
+    flags::{NodePortAddresses, Settings},
+    kernel::Kernel,
+    node::{self, Machine},
+    source::file::{FileSource, Touched, watch},
+    status::Status,
+    wake::{self, Wake},
+};
+
+/// Without any event, the kernel's generation number is compared after this long.
+const SLOW_TIMER: Duration = Duration::from_secs(60);
+/// A failed pass is repeated after a growing pause up to this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// What changed in the last moment is written to the status file together.
+const STATUS_DELAY: Duration = Duration::from_millis(500);
+
+/// Works until a signal comes. The ruleset stays.
+///
+/// # Errors
+/// The privilege or a kernel feature is missing. Everything else is logged and tried again.
+pub fn run(settings: Settings, node: NodeName) -> anyhow::Result<()> {
+    let (sender, wakes) = mpsc::channel();
+    wake::signals(sender.clone())?;
+    let path = settings.from.clone().unwrap_or_default();
+    let tell = sender.clone();
+    watch(path, move |touched| drop(tell.send(Wake::Source(touched)))).context("failed to watch the manifests")?;
+    wake::machine_events(sender.clone())?;
+    let mut runner = Runner::new(settings, node)?;
+    runner.start()?;
+    // Our own first load would only overrun the subscription; what others did meanwhile is seen by the second look.
+    wake::table_events(runner.kernel.port(), sender).context("failed to watch nftables")?;
+    runner.unknown = true;
+    runner.pass(&[]);
+    daemon::notify::ready();
+    runner.work(&wakes);
+    daemon::notify::stopping();
+    Ok(())
+}
+
+/// Everything about the running program.
+pub struct Runner {
+    settings: Settings,
+    node: NodeName,
+    source: FileSource,
+    catalog: Catalog,
+    state: State,
+    machine: Machine,
+    kernel: Kernel,
+    /// What the clock showed at start: all times count from there.
+    started: Instant,
+    /// The kernel's table may differ from what we know: it has to be read back.
+    unknown: bool,
+    /// The kernel's generation after we last knew our table to be right.
+    generation: Option<u32>,
+    backoff: Backoff,
+    /// When to try again what failed.
+    retry_at: Option<Instant>,
+    said: OnChange,
+    written: OnChange,
+    status_at: Option<Instant>,
+}
+
+impl Runner {
+    /// Reads the source and the machine, and asks the kernel for nothing else yet.
+    ///
+    /// # Errors
+    /// The kernel refused or did not answer.
+    pub fn new(settings: Settings, node: NodeName) -> anyhow::Result<Self> {
+        let mut source = FileSource::new(settings.from.clone().unwrap_or_default(), node.clone());
+        source.read(&Touched::All);
+        let mut catalog = Catalog::default();
+        catalog.replace(&source.objects());
+        let mut kernel = Kernel::open()?;
+        let machine = kernel.machine()?;
+        let own = machine.primary(catalog.node(&node), &settings.pod_ranges);
+        let config = Config {
+            family: Family::Ip,
+            pod_ranges: settings.pod_ranges.clone(),
+            node_ports: node::node_ports(&settings, &machine, &own),
+            masquerade_all: settings.masquerade_all,
+        };
+        Ok(Self {
+            settings,
+            node,
+            source,
+            catalog,
+            state: State::new(config),
+            machine,
+            kernel,
+            started: Instant::now(),
+            unknown: true,
+            generation: None,
+            backoff: Backoff::up_to(LONGEST_PAUSE, Random::from_system()),
+            retry_at: None,
+            said: OnChange::default(),
+            written: OnChange::default(),
+            status_at: None,
+        })
+    }
+
+    /// The ruleset as text, as it would be made where there is none.
+    #[must_use]
+    pub fn plan(mut self) -> String {
+        self.state.sync_with(&mut self.catalog, &mut Found::default(), Duration::ZERO);
+        self.state.table().to_string()
+    }
+
+    /// The first pass: takes over what an earlier run left, and writes only what differs.
+    fn start(&mut self) -> anyhow::Result<()> {
+        let have = self.kernel.table()?;
+        let mut found = have.as_ref().map(Found::read).unwrap_or_default();
+        let restarted = have.is_some();
+        self.state.sync_with(&mut self.catalog, &mut found, self.started.elapsed());
+        let transactions = delta::transactions(&self.state.table(), have.as_ref());
+        if let Err(error) = self.kernel.commit(&transactions) {
+            if error.is_permission() {
+                return Err(error.into());
+            }
+            let missing = self.kernel.missing_features();
+            anyhow::ensure!(missing.is_empty(), "this kernel lacks {}", missing.join(", "));
+            self.failed(&error);
+        }
+        self.warn_about_machine();
+        let changes: usize = transactions.iter().map(|t| t.changes.len()).sum();
+        tracing::info!(services = self.state.programmed().count(), restarted, changes, "ruleset is in place");
+        Ok(())
+    }
+
+    /// What keeps node ports or forwarding from working is said once.
+    fn warn_about_machine(&self) {
+        let wants_primary =
+            matches!(self.settings.node_port_addresses, NodePortAddresses::Some { primary: true, .. });
+        if wants_primary && self.own_addresses().is_empty() {
+            tracing::warn!(
+                node = %self.node,
+                "this node's address is not known: there is no Node with an InternalIP, no default route, and \
+                 not exactly one address; node ports stay closed until then"
+            );
+        }
+        if linux::sysctl::read(&["net", "ipv4", "ip_forward"]).is_ok_and(|value| value == "0") {
+            tracing::warn!("net.ipv4.ip_forward is 0: connections to endpoints outside this host are not forwarded");
+        }
+    }
+
+    fn own_addresses(&self) -> BTreeSet<std::net::IpAddr> {
+        self.machine.primary(self.catalog.node(&self.node), &self.settings.pod_ranges)
+    }
+
+    fn work(&mut self, wakes: &Receiver<Wake>) {
+        loop {
+            let mut reasons = match wakes.recv_timeout(self.patience()) {
+                Ok(wake) => vec![wake],
+                Err(RecvTimeoutError::Timeout) => Vec::new(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            reasons.extend(wakes.try_iter());
+            if reasons.contains(&Wake::Stop) {
+                return;
+            }
+            self.pass(&reasons);
+        }
+    }
+
+    /// How long nothing has to be done if nothing happens.
+    fn patience(&self) -> Duration {
+        let now = Instant::now();
+        let deadline = self.state.next_deadline().map(|at| self.started + at);
+        let earliest = [deadline, self.retry_at, self.status_at].into_iter().flatten().min();
+        earliest.map_or(SLOW_TIMER, |at| at.saturating_duration_since(now)).min(SLOW_TIMER)
+    }
+
+    /// One pass. It does the whole job, whatever the reasons.
+    fn pass(&mut self, reasons: &[Wake]) {
+        let timer = reasons.is_empty() && self.retry_at.is_none();
+        self.unknown |= reasons.contains(&Wake::Table) || (timer && self.generation_moved());
+        self.read_source(reasons);
+        let done = self.sync(reasons.contains(&Wake::Machine) || timer);
+        match done {
+            Ok(Done { transactions, flows, routes }) => {
+                self.retry_at = None;
+                self.backoff.reset();
+                if self.said.clear() {
+                    tracing::info!("the kernel holds what is wanted again");
+                }
+                if transactions + flows + routes > 0 {
+                    tracing::info!(transactions, stale_flows = flows, routes, "services changed");
+                }
+            }
+            Err(error) => self.failed(&error),
+        }
+        self.write_status();
+    }
+
+    fn failed(&mut self, error: &dyn std::error::Error) {
+        self.unknown = true;
+        self.retry_at = Some(Instant::now() + self.backoff.wait());
+        let text = daemon::one_line(error);
+        if self.said.is_new(&text) {
+            tracing::error!("{text}; trying again");
+        }
+    }
+
+    /// Somebody committed something since we last looked; if it was to our table, its event may be lost.
+    fn generation_moved(&mut self) -> bool {
+        let now = self.kernel.generation().ok();
+        let moved = now != self.generation;
+        self.generation = now;
+        moved
+    }
+
+    fn read_source(&mut self, reasons: &[Wake]) {
+        let touched: Vec<_> = reasons
+            .iter()
+            .filter_map(|wake| match wake {
+                Wake::Source(touched) => Some(touched),
+                _ => None,
+            })
+            .collect();
+        for touched in &touched {
+            self.source.read(touched);
+        }
+        if !touched.is_empty() {
+            self.catalog.replace(&self.source.objects());
+        }
+    }
+
+    /// Brings the kernel to what is wanted.
+    fn sync(&mut self, look_at_machine: bool) -> Result<Done, linux::Error> {
+        if look_at_machine || self.unknown {
+            self.machine = self.kernel.machine()?;
+        }
+        let own = self.own_addresses();
+        let transactions = self.transactions(&own)?;
+        self.kernel.commit(&transactions)?;
+        if self.unknown {
+            self.unknown = false;
+            self.generation = self.kernel.generation().ok();
+        }
+        let flows = self.forget_flows(&own)?;
+        let routes = self.machine.wanted_routes(&self.routed(), &own);
+        let routes = if routes == self.machine.last_resort {
+            0
+        } else {
+            let changed = self.kernel.set_routes(&self.machine, &routes)?;
+            self.machine = self.kernel.machine()?;
+            changed
+        };
+        Ok(Done { transactions: transactions.len(), flows, routes })
+    }
+
+    /// What has to change in the table: by what changed, or, where that is not known, by reading it back.
+    fn transactions(&mut self, own: &BTreeSet<std::net::IpAddr>) -> Result<Vec<Transaction>, linux::Error> {
+        let mut changes = self.state.sync(&mut self.catalog, self.started.elapsed());
+        if let NodePorts::At(addresses) = node::node_ports(&self.settings, &self.machine, own) {
+            self.state.set_node_addresses(addresses, &mut changes);
+        }
+        if self.unknown {
+            let have = self.kernel.table()?;
+            return Ok(delta::transactions(&self.state.table(), have.as_ref()));
+        }
+        let config = self.state.config();
+        Ok(Delta::into_transactions(changes, config))
+    }
+
+    fn forget_flows(&mut self, own: &BTreeSet<std::net::IpAddr>) -> Result<usize, linux::Error> {
+        let touched = self.state.take_touched();
+        if touched.is_empty() {
+            return Ok(0);
+        }
+        let node_addresses = match &self.state.config().node_ports {
+            NodePorts::All => self.machine.all(),
+            NodePorts::At(addresses) => addresses.union(own).copied().collect(),
+        };
+        let service_ranges = self.catalog.service_ranges();
+        let scope = Scope { node_addresses, service_ranges, only: Some(touched) };
+        self.kernel.forget_stale(&scope, &self.state)
+    }
+
+    /// Where a route has to lead so that this node's own packets reach our output hook.
+    fn routed(&self) -> BTreeSet<Subnet> {
+        let ranges: BTreeSet<_> = self.catalog.service_ranges().into_iter().filter(Subnet::is_ipv4).collect();
+        if !ranges.is_empty() || self.machine.default_route.is_some() {
+            return ranges;
+        }
+        self.state.cluster_ips().filter_map(|address| Subnet::new(address, 32).ok()).collect()
+    }
+
+    /// Writes the status file once what it says has been different for a moment.
+    fn write_status(&mut self) {
+        let now = Instant::now();
+        match self.status_at {
+            None => self.status_at = Some(now + STATUS_DELAY),
+            Some(at) if now < at => {}
+            Some(_) => {
+                self.status_at = None;
+                let text = self.status().to_json();
+                if self.written.is_new(&text)
+                    && let Err(error) = daemon::file::replace(&self.settings.status_file, text.as_bytes(), 0o644)
+                {
+                    tracing::debug!("{}", daemon::one_line(&error));
+                }
+            }
+        }
+    }
+
+    fn status(&self) -> Status {
+        let mut status = Status::new(&self.node, &self.state, &self.source);
+        status.last_resort_routes = self.machine.last_resort.iter().map(|(to, _)| to.to_string()).collect();
+        status.in_sync = !self.unknown;
+        status.troubles.extend(self.said.last().map(str::to_owned));
+        status
+    }
+}
+
+/// What one pass changed.
+struct Done {
+    transactions: usize,
+    flows: usize,
+    routes: usize,
+}
