@@ -2,11 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use linux::{
-    Error, conntrack,
-    netlink::RouteSocket,
-    nft,
-};
+use linux::{Error, conntrack, netlink::RouteSocket, nft};
 use netmodel::{IfName, Protocol, Subnet};
 use proxy_core::{
     flows::{Flow, Scope},
@@ -34,7 +30,11 @@ impl Kernel {
     /// # Errors
     /// The kernel lacks netfilter's netlink, or no descriptor is free.
     pub fn open() -> Result<Self, Error> {
-        Ok(Self { nft: nft::Socket::open()?, route: RouteSocket::open()?, conntrack: conntrack::Socket::open()? })
+        Ok(Self {
+            nft: nft::Socket::open()?,
+            route: RouteSocket::open()?,
+            conntrack: conntrack::Socket::open()?,
+        })
     }
 
     /// What the kernel calls our connection to nftables.
@@ -87,12 +87,18 @@ impl Kernel {
     ///
     /// # Errors
     /// The first that failed; the others were tried.
-    pub fn set_routes(&mut self, machine: &Machine, wanted: &BTreeSet<(Subnet, u32)>) -> Result<usize, Error> {
+    pub fn set_routes(
+        &mut self,
+        machine: &Machine,
+        wanted: &BTreeSet<(Subnet, u32)>,
+    ) -> Result<usize, Error> {
         let unnamed = || "lo".parse::<IfName>();
         let mut requests = Vec::new();
         for (destination, device) in machine.last_resort.symmetric_difference(wanted) {
             // The name is for messages only; a device that has just gone has none.
-            let Some(name) = machine.devices.get(device).cloned().or_else(|| unnamed().ok()) else { continue };
+            let Some(name) = machine.devices.get(device).cloned().or_else(|| unnamed().ok()) else {
+                continue;
+            };
             let route = last_resort(*destination, *device);
             let add = wanted.contains(&(*destination, *device));
             requests.push(if add { route.replace(&name) } else { route.delete(&name) });
@@ -138,7 +144,10 @@ fn features() -> Vec<(&'static str, Table)> {
     let postrouting =
         |s: Statement| with(Chain::base(ChainType::Nat, Hook::Postrouting, 100, [Rule::new([s])]));
     let mut rows = table();
-    rows.set("rows", SetSpec::map([Field::MetaPriority.into(), SLOT], [Field::IpDaddr, Field::ThDport]).counter());
+    rows.set(
+        "rows",
+        SetSpec::map([Field::MetaPriority.into(), SLOT], [Field::IpDaddr, Field::ThDport]).counter(),
+    );
     let mut dnat = rows.clone();
     let slot = [Field::MetaPriority.into(), Expr::Random { modulus: 1 }];
     let to = Statement::dnat_by("rows", slot);

@@ -30,7 +30,7 @@ fn main() -> ExitCode {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
-    match work(settings) {
+    match work(&settings) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("weft-proxy: {}", explain(&error));
@@ -39,13 +39,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn work(settings: Settings) -> anyhow::Result<ExitCode> {
-    let name = || node::node_name(&settings).context("this host has no name: give --hostname-override");
+fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
+    let name = || node::node_name(settings).context("this host has no name: give --hostname-override");
     match settings.command {
         Command::Run => run::run(settings.clone(), name()?)?,
         Command::Plan => print!("{}", Runner::new(settings.clone(), name()?)?.plan()),
-        Command::Cleanup => cleanup(&settings)?,
-        Command::Status { json } => return status(&settings, json),
+        Command::Cleanup => cleanup(settings)?,
+        Command::Status { json } => return status(settings, json),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -62,15 +62,20 @@ fn cleanup(settings: &Settings) -> anyhow::Result<()> {
 
 fn status(settings: &Settings, json: bool) -> anyhow::Result<ExitCode> {
     let path = &settings.status_file;
-    let (text, status) =
-        Status::read(path).with_context(|| format!("no weft-proxy seems to run here: failed to read {}", path.display()))?;
-    if json { print!("{text}") } else { print!("{status}") }
+    let (text, status) = Status::read(path)
+        .with_context(|| format!("no weft-proxy seems to run here: failed to read {}", path.display()))?;
+    if json {
+        print!("{text}");
+    } else {
+        print!("{status}");
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 /// The error on one line, with what to do about it where we know.
 fn explain(error: &anyhow::Error) -> String {
     let line = daemon::one_line(error.as_ref());
-    let denied = error.chain().filter_map(|e| e.downcast_ref::<linux::Error>()).any(linux::Error::is_permission);
+    let denied =
+        error.chain().filter_map(|e| e.downcast_ref::<linux::Error>()).any(linux::Error::is_permission);
     if denied { format!("it must run as root, with CAP_NET_ADMIN: {line}") } else { line }
 }

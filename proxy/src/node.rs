@@ -39,7 +39,8 @@ impl Machine {
     /// The kernel refused or did not answer.
     pub fn read(socket: &mut RouteSocket) -> Result<Self, Error> {
         let links = socket.links()?;
-        let loopback: BTreeSet<u32> = links.iter().filter(|link| link.loopback).map(|link| link.index).collect();
+        let loopback: BTreeSet<u32> =
+            links.iter().filter(|link| link.loopback).map(|link| link.index).collect();
         let global = |address: &Address| match address.address {
             IpAddr::V4(v4) if address.scope == Scope::Global && !loopback.contains(&address.device) => {
                 Some((address.device, v4))
@@ -70,11 +71,13 @@ impl Machine {
             return internal;
         }
         if let Some((device, source)) = self.default_route {
-            let first = self.addresses.iter().find(|(index, _)| *index == device).map(|(_, a)| IpAddr::V4(*a));
+            let first =
+                self.addresses.iter().find(|(index, _)| *index == device).map(|(_, a)| IpAddr::V4(*a));
             return source.or(first).into_iter().collect();
         }
         let outside = self.addresses.iter().map(|(_, address)| IpAddr::V4(*address));
-        let outside: BTreeSet<IpAddr> = outside.filter(|a| !pods.iter().any(|range| range.contains(*a))).collect();
+        let outside: BTreeSet<IpAddr> =
+            outside.filter(|a| !pods.iter().any(|range| range.contains(*a))).collect();
         if outside.len() == 1 { outside } else { BTreeSet::new() }
     }
 

@@ -44,7 +44,8 @@ pub fn run(settings: Settings, node: NodeName) -> anyhow::Result<()> {
     wake::signals(sender.clone())?;
     let path = settings.from.clone().unwrap_or_default();
     let tell = sender.clone();
-    watch(path, move |touched| drop(tell.send(Wake::Source(touched)))).context("failed to watch the manifests")?;
+    watch(path, move |touched| drop(tell.send(Wake::Source(touched))))
+        .context("failed to watch the manifests")?;
     wake::machine_events(sender.clone())?;
     let mut runner = Runner::new(settings, node)?;
     runner.start()?;
@@ -159,7 +160,9 @@ impl Runner {
             );
         }
         if linux::sysctl::read(&["net", "ipv4", "ip_forward"]).is_ok_and(|value| value == "0") {
-            tracing::warn!("net.ipv4.ip_forward is 0: connections to endpoints outside this host are not forwarded");
+            tracing::warn!(
+                "net.ipv4.ip_forward is 0: connections to endpoints outside this host are not forwarded"
+            );
         }
     }
 
@@ -316,7 +319,8 @@ impl Runner {
                 self.status_at = None;
                 let text = self.status().to_json();
                 if self.written.is_new(&text)
-                    && let Err(error) = daemon::file::replace(&self.settings.status_file, text.as_bytes(), 0o644)
+                    && let Err(error) =
+                        daemon::file::replace(&self.settings.status_file, text.as_bytes(), 0o644)
                 {
                     tracing::debug!("{}", daemon::one_line(&error));
                 }

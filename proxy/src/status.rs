@@ -78,7 +78,11 @@ impl std::fmt::Display for Status {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let list = |items: &[String]| if items.is_empty() { "none".to_owned() } else { items.join(", ") };
         writeln!(f, "weft-proxy on node {}, process {}", self.node, self.pid)?;
-        let rejecting = if self.rejecting == 0 { String::new() } else { format!(" ({} without an endpoint)", self.rejecting) };
+        let rejecting = if self.rejecting == 0 {
+            String::new()
+        } else {
+            format!(" ({} without an endpoint)", self.rejecting)
+        };
         writeln!(
             f,
             "{} Services with {} ports{rejecting} and {} endpoints",
