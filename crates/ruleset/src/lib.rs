@@ -61,6 +61,7 @@ mod observed;
 mod statement;
 mod table;
 mod text;
+pub mod trace;
 mod transaction;
 pub mod userdata;
 mod value;
