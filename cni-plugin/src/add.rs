@@ -3,13 +3,15 @@
 
 use std::{fs, path::Path};
 
-use cni_core::{Bridge, Chosen, Dns, Error, Interface, IpConfig, Ipam, Outcome, Plan, parse_resolv_conf};
+use cni_core::{
+    Bridge, Chosen, Dns, Error, HostAddress, Interface, IpConfig, Ipam, Outcome, Plan, parse_resolv_conf,
+};
 use linux::{netlink::RouteSocket, netns::Netns};
 
 use crate::{
     failure::{self, kernel},
     linkage::{self, Host},
-    lock, networks,
+    lock, nat, networks,
     networks::Call,
     pod,
     reservations::Reservations,
@@ -20,9 +22,6 @@ use crate::{
 pub(crate) fn add(call: &Call) -> Result<String, Error> {
     let network = networks::complete(&call.network)?;
     let bridge = Bridge::parse(&network, &call.args)?;
-    if bridge.ip_masq {
-        return Err(Error::unsupported("ipMasq", "true"));
-    }
     let previous = network.previous().map(Outcome::parse).transpose()?;
     let netns = pod::open(call)?;
     refuse_taken(call, &netns)?;
@@ -78,7 +77,11 @@ fn attach(
     let mut host = Host { socket, bridge, plan };
     let device = host.ensure_bridge()?;
     host.ensure_gateways(&device)?;
-    let (indexes, _) = host.cable(&device, netns, &call.who, undo)?;
+    if bridge.ip_masq {
+        let pods = plan.addresses.iter().map(|c| HostAddress { address: c.address, prefix: c.prefix });
+        nat::start(&pods.collect::<Vec<_>>(), &call.who, undo)?;
+    }
+    let indexes = host.cable(&device, netns, &call.who, undo)?;
     pod::configure(netns, indexes.far, &call.who.ifname, plan)?;
     let (switch, near) = (host.report(device.index)?, host.report(indexes.near)?);
     let far = Interface {

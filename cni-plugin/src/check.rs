@@ -12,6 +12,7 @@ use linux::{
 
 use crate::{
     failure::kernel,
+    nat,
     networks::{self, Call},
     pod,
 };
@@ -29,6 +30,13 @@ pub(crate) fn check(call: &Call) -> Result<(), Error> {
     if let Some(reservations) = networks::reservations(&network)? {
         let reported = previous.addresses_of(call.who.ifname.as_str()).map(|ip| ip.address);
         seen.reserved = reported.filter(|ip| reservations.is_held(*ip, &call.who)).collect();
+    }
+    if bridge.ip_masq {
+        let pods: Vec<HostAddress> = previous
+            .addresses_of(call.who.ifname.as_str())
+            .map(|ip| HostAddress { address: ip.address, prefix: ip.prefix })
+            .collect();
+        seen.unmasqueraded = nat::missing(&pods, &call.who)?;
     }
     compare(&bridge, &call.who.ifname, &previous, &seen)
 }

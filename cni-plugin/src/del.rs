@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use cni_core::{Attachment, Error, Network, Outcome};
+use cni_core::{Attachment, Bridge, Error, HostAddress, Outcome};
 use linux::{
     link::{self, Kind, Link},
     netlink::RouteSocket,
@@ -12,7 +12,7 @@ use linux::{
 
 use crate::{
     failure::kernel,
-    linkage,
+    linkage, nat,
     networks::{self, Call, Scratch},
     pod,
 };
@@ -24,28 +24,32 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
     let reservations = networks::reservations(&network)?;
     let mut addresses = reported(call);
     unplug(call, &mut addresses)?;
-    // Only now: an address must not be given away while somebody still answers to it.
-    if let Some(reservations) = reservations {
-        let complete = is_complete(&network, call, &addresses);
+    let now = Bridge::parse(&network, &call.args).ok();
+    let count = now.as_ref().and_then(|bridge| bridge.ipam.as_ref()).map(|ipam| ipam.sets.len());
+    let complete = count.is_some_and(|count| addresses.len() >= count);
+    let masqueraded = complete && now.is_some_and(|bridge| bridge.ip_masq);
+    // Only what is reserved for this container is its own: another one may have its address by now.
+    let is_held = |ip: IpAddr| reservations.as_ref().is_some_and(|r| r.is_held(ip, &call.who));
+    let held = masqueraded && addresses.iter().all(|a| is_held(a.address));
+    nat::stop(if held { &addresses } else { &[] }, &call.who)?;
+    // Only now: an address must not be given away while anything still goes with it.
+    if let Some(reservations) = &reservations {
+        let addresses: Vec<IpAddr> = addresses.iter().map(|a| a.address).collect();
         reservations.release(&call.who, &addresses, complete)?;
     }
     scratch.map_or(Ok(()), |scratch| scratch.remove())
 }
 
-/// `addresses` are as many as the configuration gives a container.
-fn is_complete(network: &Network, call: &Call, addresses: &[IpAddr]) -> bool {
-    networks::address_count(network, &call.args).is_some_and(|count| addresses.len() >= count)
-}
-
 /// The addresses that ADD reported, where the runtime still knows.
-fn reported(call: &Call) -> Vec<IpAddr> {
+fn reported(call: &Call) -> Vec<HostAddress> {
     let previous = call.network.previous().and_then(|value| Outcome::parse(value).ok()).unwrap_or_default();
-    previous.addresses_of(call.who.ifname.as_str()).map(|ip| ip.address).collect()
+    let reported = previous.addresses_of(call.who.ifname.as_str());
+    reported.map(|ip| HostAddress { address: ip.address, prefix: ip.prefix }).collect()
 }
 
 /// Removes the veth pair by the host's end, which has the same name at every call, or by the
 /// container's end where another plugin made it.
-fn unplug(call: &Call, addresses: &mut Vec<IpAddr>) -> Result<(), Error> {
+fn unplug(call: &Call, addresses: &mut Vec<HostAddress>) -> Result<(), Error> {
     let who = &call.who;
     let mut host = RouteSocket::open().map_err(|e| kernel(&e))?;
     let near = host.link(&linkage::host_name(who)?).map_err(|e| kernel(&e))?;
@@ -73,7 +77,7 @@ fn unplug(call: &Call, addresses: &mut Vec<IpAddr>) -> Result<(), Error> {
 struct Inside {
     netns: Netns,
     link: Link,
-    addresses: Vec<IpAddr>,
+    addresses: Vec<HostAddress>,
 }
 
 /// `None` also where the namespace can't be entered: then it is as good as gone.
@@ -84,8 +88,9 @@ fn look_inside(who: &Attachment, netns: Netns) -> Option<Inside> {
         return None;
     }
     let all = socket.addresses(Some(link.index)).unwrap_or_default();
-    let link_local = |ip: &IpAddr| matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
-    let addresses = all.into_iter().map(|a| a.address).filter(|ip| !link_local(ip)).collect();
+    let link_local = |ip: IpAddr| matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    let assigned = all.into_iter().filter(|a| !link_local(a.address));
+    let addresses = assigned.map(|a| HostAddress { address: a.address, prefix: a.prefix }).collect();
     Some(Inside { netns, link, addresses })
 }
 

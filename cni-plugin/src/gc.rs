@@ -5,28 +5,28 @@ use linux::{
     link::{self, Kind},
     netlink::RouteSocket,
 };
-use netmodel::MARK;
 
-use crate::{failure::kernel, lock, networks};
+use crate::{failure::kernel, lock, nat, networks};
 
-/// Removes links, then reservations, of this network alone; goes on after a failure and reports the
+/// Removes links, masquerading, then reservations, of this network alone; goes on after a failure and reports the
 /// first. Without the runtime's list nothing is removed.
 pub(crate) fn gc(network: &Network) -> Result<(), Error> {
     let Some(valid) = network.valid_attachments()? else { return Ok(()) };
-    let links = sweep_links(network, &valid);
+    let keep: Vec<String> = valid.iter().map(Attachment::alias).collect();
+    let prefix = Attachment::alias_prefix(&network.name);
+    let is_doomed = |alias: &str| alias.starts_with(&prefix) && !keep.iter().any(|keep| keep == alias);
+    let links = sweep_links(is_doomed);
+    let masquerade = nat::sweep(is_doomed);
     let reservations = sweep_reservations(network, &valid);
-    links.and(reservations)
+    links.and(masquerade).and(reservations)
 }
 
-fn sweep_links(network: &Network, valid: &[Attachment]) -> Result<(), Error> {
+fn sweep_links(is_doomed: impl Fn(&str) -> bool) -> Result<(), Error> {
     let mut socket = RouteSocket::open().map_err(|e| kernel(&e))?;
-    let keep: Vec<String> = valid.iter().map(Attachment::alias).collect();
-    let prefix = format!("{MARK}{}/", network.name);
     let links = socket.links().map_err(|e| kernel(&e))?;
-    let doomed = links.into_iter().filter(|link| {
-        link.kind == Kind::Veth
-            && link.alias.as_ref().is_some_and(|alias| alias.starts_with(&prefix) && !keep.contains(alias))
-    });
+    let doomed = links
+        .into_iter()
+        .filter(|link| link.kind == Kind::Veth && link.alias.as_deref().is_some_and(&is_doomed));
     let requests: Vec<_> = doomed.map(|link| link::delete(link.index, &link.name)).collect();
     let failed = socket.apply(&requests).into_iter().filter_map(Result::err).find(|e| !e.is_not_found());
     failed.map_or(Ok(()), |e| Err(kernel(&e)))

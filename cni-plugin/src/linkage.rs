@@ -116,7 +116,7 @@ impl Host<'_> {
         netns: &Netns,
         who: &Attachment,
         undo: &mut Undo<'_>,
-    ) -> Result<(VethIndexes, IfName), Error> {
+    ) -> Result<VethIndexes, Error> {
         let name = host_name(who)?;
         let veth = Veth {
             name: &name,
@@ -141,7 +141,7 @@ impl Host<'_> {
         }
         let done: Result<(), _> = self.socket.apply(&requests).into_iter().collect();
         done.map_err(|e| kernel(&e))?;
-        Ok((indexes, name))
+        Ok(indexes)
     }
 
     /// An interface of the host for the result, as it is now.

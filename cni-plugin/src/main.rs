@@ -12,6 +12,7 @@ mod failure;
 mod gc;
 mod linkage;
 mod lock;
+mod nat;
 mod networks;
 mod pod;
 mod reservations;

@@ -6,8 +6,8 @@ use std::{
 };
 
 use cni_core::{
-    Arguments, Attachment, Bridge, Code, Error, Network, SubnetEnv, delegate_config, delegate_type,
-    foreign_delegate, reason_in_status, scratch_dir, status_file, subnet_file,
+    Arguments, Attachment, Code, Error, Network, SubnetEnv, delegate_config, delegate_type, foreign_delegate,
+    reason_in_status, scratch_dir, status_file, subnet_file,
 };
 
 use crate::{failure, reservations::Reservations};
@@ -65,11 +65,6 @@ pub(crate) fn lenient(network: &Network) -> Result<Network, Error> {
         return Ok(network.clone());
     }
     delegate_config(network, subnet_env(network).ok().as_ref())
-}
-
-/// How many addresses a container of `network` has, where the configuration still says.
-pub(crate) fn address_count(network: &Network, args: &Arguments) -> Option<usize> {
-    Bridge::parse(network, args).ok()?.ipam.map(|ipam| ipam.sets.len())
 }
 
 /// The folder of reservations of `network`; `None` without address management.

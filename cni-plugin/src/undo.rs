@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use cni_core::{Attachment, Chosen};
+use cni_core::{Attachment, Chosen, HostAddress};
 use linux::{link, netlink::RouteSocket};
 use netmodel::IfName;
 
-use crate::reservations::Reservations;
+use crate::{nat, reservations::Reservations};
 
 /// How long undoing waits for others: with what ADD waited before, less than runtimes wait for ADD.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -15,6 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 pub(crate) enum Step {
     /// An address is reserved.
     Reserved(Chosen),
+    /// Addresses are masqueraded.
+    Masqueraded(Vec<HostAddress>),
     /// A veth pair is there, by its end on the host.
     Linked {
         /// The host end's index.
@@ -51,6 +53,7 @@ impl Drop for Undo<'_> {
         while let Some(step) = self.steps.pop() {
             let undone = match &step {
                 Step::Linked { index, name } => unlink(*index, name),
+                Step::Masqueraded(pods) => nat::stop_these(pods).map_err(|e| e.to_string()),
                 Step::Reserved(chosen) => self.release(chosen),
             };
             // The runtime gets the first failure and calls DEL, which finds whatever is left.

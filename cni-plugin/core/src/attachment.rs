@@ -13,8 +13,9 @@ pub struct Attachment {
     pub ifname: IfName,
 }
 
-/// The longest interface alias that the kernel takes (IFALIASZ with its final zero).
-const LONGEST_ALIAS: usize = 255;
+/// The longest comment that `nft` shows, and more than enough below the kernel's limit for an
+/// interface alias (IFALIASZ, 256 bytes).
+const LONGEST_ALIAS: usize = 128;
 
 impl Attachment {
     /// The name of the host's end of the veth pair: the same at every call, so that DEL needs no
@@ -24,16 +25,25 @@ impl Attachment {
         format!("veth{:011x}", self.hash() & ((1 << 44) - 1))
     }
 
-    /// The host end's alias: `weft:<network>/<container>/<interface>`; a container id that makes
-    /// it too long for the kernel is replaced by a hash.
+    /// The host end's alias and the comment of rules: `weft:<network>/<container>/<interface>`; a
+    /// container id that makes it too long is replaced by a hash.
     #[must_use]
     pub fn alias(&self) -> String {
-        let alias = format!("{MARK}{}/{}/{}", self.network, self.container, self.ifname);
+        let alias = format!("{}{}/{}", Self::alias_prefix(&self.network), self.container, self.ifname);
         if alias.len() <= LONGEST_ALIAS {
             return alias;
         }
-        let short: String = self.network.chars().take(LONGEST_ALIAS / 2).collect();
-        format!("{MARK}{short}/#{:016x}/{}", self.hash(), self.ifname)
+        format!("{}#{:016x}/{}", Self::alias_prefix(&self.network), self.hash(), self.ifname)
+    }
+
+    /// What the aliases of all attachments to `network` begin with.
+    #[must_use]
+    pub fn alias_prefix(network: &str) -> String {
+        if network.len() <= LONGEST_ALIAS / 2 {
+            return format!("{MARK}{network}/");
+        }
+        let short: String = network.chars().take(LONGEST_ALIAS / 4).collect();
+        format!("{MARK}{short}#{:016x}/", mix(network.bytes()))
     }
 
     /// The host end's Ethernet address.
@@ -133,8 +143,12 @@ mod tests {
     #[test]
     fn a_long_id_gives_a_short_alias() {
         let (a, b) = (attachment(&"x".repeat(300), "eth0"), attachment(&"x".repeat(301), "eth0"));
-        assert!(a.alias().len() <= 255 && a.alias().starts_with("weft:cbr0/#"));
+        assert!(a.alias().len() <= 128 && a.alias().starts_with("weft:cbr0/#"));
         assert_ne!(a.alias(), b.alias());
+        let (one, two) = (format!("{}1", "n".repeat(70)), format!("{}2", "n".repeat(70)));
+        assert_ne!(Attachment::alias_prefix(&one), Attachment::alias_prefix(&two));
+        let long = Attachment { network: one, ..a };
+        assert!(long.alias().len() <= 128, "{}", long.alias());
     }
 
     #[test]

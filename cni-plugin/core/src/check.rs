@@ -34,6 +34,8 @@ pub struct Seen {
     pub host_joined: Option<bool>,
     /// Addresses whose reservation names this attachment.
     pub reserved: Vec<IpAddr>,
+    /// Addresses that should be masqueraded and are not.
+    pub unmasqueraded: Vec<IpAddr>,
 }
 
 /// Compares. Whatever else is there, by others, is fine.
@@ -56,6 +58,7 @@ pub fn check(bridge: &Bridge, ifname: &IfName, previous: &Outcome, seen: &Seen) 
             wrong.push(format!("gateway {gateway} is not on bridge {}", bridge.bridge));
         }
     }
+    wrong.extend(seen.unmasqueraded.iter().map(|ip| format!("address {ip} is not masqueraded")));
     let absent = previous.routes.iter().filter(|route| route.table.is_none() && !is_set(route, seen));
     wrong.extend(absent.map(|route| format!("route {} is missing", route.dst)));
     if wrong.is_empty() {
@@ -138,6 +141,7 @@ mod tests {
             ],
             host_joined: Some(true),
             reserved: vec![ip("10.1.0.5")],
+            unmasqueraded: vec![],
         }
     }
 
@@ -180,6 +184,10 @@ mod tests {
         assert_eq!(
             difference(|s| s.routes.truncate(0)),
             "route 0.0.0.0/0 is missing; route 10.0.0.0/8 is missing"
+        );
+        assert_eq!(
+            difference(|s| s.unmasqueraded = s.reserved.clone()),
+            "address 10.1.0.5 is not masqueraded"
         );
         assert_eq!(difference(|s| s.bridge_addresses.clear()), "gateway 10.1.0.1 is not on bridge cni0");
     }

@@ -13,7 +13,7 @@ use testkit::{Cmd, Netns};
 use crate::bed::{Answer, Bed, Who, addresses, call, device, with};
 
 /// Calls ADD for each pod, `width` at a time.
-fn add_all(host: &Netns, pods: &[Netns], config: &Value, width: usize) -> Vec<Answer> {
+pub(crate) fn add_all(host: &Netns, pods: &[Netns], config: &Value, width: usize) -> Vec<Answer> {
     let (answers, start) = (Mutex::new(Vec::new()), Barrier::new(width));
     thread::scope(|scope| {
         for lane in 0..width {

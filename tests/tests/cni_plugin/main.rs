@@ -7,5 +7,6 @@ mod crowd;
 mod del;
 mod interop;
 mod kills;
+mod masquerade;
 mod protocol;
 mod upkeep;

@@ -1,0 +1,105 @@
+//! Masquerading: the table of `cni-core` brought into the kernel and kept small.
+
+use std::net::IpAddr;
+
+use cni_core::{
+    Attachment, Code, Error, HostAddress, masquerade, masquerade_table, sweep_masquerade, unmasquerade,
+    unmasqueraded,
+};
+use linux::nft::Socket;
+use ruleset::Transaction;
+
+use crate::{
+    failure::kernel,
+    undo::{Step, Undo},
+};
+
+/// How often a step is begun again because others changed the rules meanwhile.
+const ATTEMPTS: usize = 100;
+
+/// Masquerades what `pods` send out of their subnets.
+pub(crate) fn start(pods: &[HostAddress], who: &Attachment, undo: &mut Undo<'_>) -> Result<(), Error> {
+    let mut socket = open()?;
+    undo.push(Step::Masqueraded(pods.to_owned()));
+    let elements = masquerade(pods, &who.alias(), false);
+    for _ in 0..ATTEMPTS {
+        match socket.commit(&elements) {
+            Err(e) if e.is_not_found() => {}
+            other => return other.map_err(|e| kernel(&e)),
+        }
+        // Of several first calls one makes the table: the generation tells whether it was us.
+        let generation = socket.generation().map_err(|e| kernel(&e))?;
+        let (family, name) = masquerade_table();
+        if socket.table(family, &name).map_err(|e| kernel(&e))?.is_some() {
+            continue;
+        }
+        match socket.commit_at(&masquerade(pods, &who.alias(), true), Some(generation)) {
+            Err(e) if is_overtaken(&e) => {}
+            other => return other.map_err(|e| kernel(&e)),
+        }
+    }
+    Err(busy())
+}
+
+/// Ends it for `pods`, which are this attachment's alone.
+pub(crate) fn stop_these(pods: &[HostAddress]) -> Result<(), Error> {
+    match open()?.commit(&unmasquerade(pods)) {
+        Err(e) if !e.is_not_found() => Err(kernel(&e)),
+        _ => Ok(()),
+    }
+}
+
+/// Ends it for `who`: `held` are all its addresses, or none where they are not known or may not be
+/// masqueraded: then the elements are looked through.
+pub(crate) fn stop(held: &[HostAddress], who: &Attachment) -> Result<(), Error> {
+    if !held.is_empty() {
+        match open()?.commit(&unmasquerade(held)) {
+            Ok(()) => return Ok(()),
+            Err(e) if e.is_not_found() => {}
+            Err(e) => return Err(kernel(&e)),
+        }
+    }
+    let alias = who.alias();
+    sweep(|comment| comment == alias)
+}
+
+/// Takes out the elements whose comment is doomed.
+pub(crate) fn sweep(is_doomed: impl Fn(&str) -> bool) -> Result<(), Error> {
+    let (family, name) = masquerade_table();
+    // A kernel without nftables masquerades nothing.
+    let Ok(mut socket) = Socket::open() else { return Ok(()) };
+    for _ in 0..ATTEMPTS {
+        let table = match socket.table(family, &name) {
+            Ok(None) => return Ok(()),
+            Ok(Some(table)) => table,
+            Err(e) if e.retry() == linux::Retry::Now => continue,
+            Err(e) => return Err(kernel(&e)),
+        };
+        let change: Transaction = sweep_masquerade(&table, &is_doomed);
+        match socket.commit(&change) {
+            Err(e) if e.is_not_found() => {}
+            other => return other.map_err(|e| kernel(&e)),
+        }
+    }
+    Err(busy())
+}
+
+/// Those of `pods` that are not masqueraded for `who`.
+pub(crate) fn missing(pods: &[HostAddress], who: &Attachment) -> Result<Vec<IpAddr>, Error> {
+    let (family, name) = masquerade_table();
+    let table = open()?.table(family, &name).map_err(|e| kernel(&e))?;
+    Ok(unmasqueraded(table.as_ref(), pods, &who.alias()))
+}
+
+fn open() -> Result<Socket, Error> {
+    Socket::open().map_err(|e| kernel(&e))
+}
+
+/// The rules were changed since the generation that was named (ERESTART).
+fn is_overtaken(error: &linux::Error) -> bool {
+    error.raw_os_error() == Some(85)
+}
+
+fn busy() -> Error {
+    Error::new(Code::TryAgainLater, "the nftables rules kept changing while masquerading was being set")
+}

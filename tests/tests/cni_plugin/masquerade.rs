@@ -1,0 +1,119 @@
+//! `ipMasq`: what leaves the pod's subnet has the host's address.
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use testkit::{Cmd, Netns};
+
+use crate::bed::{Bed, Who, call, with};
+
+/// Another machine beyond the host, which knows no way back to pods.
+fn outside(bed: &Bed) -> Result<Netns> {
+    let outside = Netns::new()?;
+    bed.host
+        .cmd(format!("ip link add out0 type veth peer name out1 netns {}", outside.path().display()))
+        .ok()?;
+    for line in [
+        "ip addr add 192.0.2.1/24 dev out0",
+        "ip -6 addr add 2001:db8::1/64 dev out0 nodad",
+        "ip link set out0 up",
+    ] {
+        Cmd::new(line).ok()?;
+    }
+    for line in [
+        "ip addr add 192.0.2.9/24 dev out1",
+        "ip -6 addr add 2001:db8::9/64 dev out1 nodad",
+        "ip link set out1 up",
+    ] {
+        outside.cmd(line).ok()?;
+    }
+    Ok(outside)
+}
+
+fn config(bed: &Bed) -> Value {
+    let ranges = json!([[{"subnet": "10.99.0.0/24"}], [{"subnet": "fd99::/64"}]]);
+    with(
+        &bed.bridge(),
+        &json!({"ipMasq": true, "ipam": {"type": "host-local", "dataDir": bed.path("networks"), "ranges": ranges}}),
+    )
+}
+
+/// The elements of our table as `nft` lists them.
+fn elements() -> Result<String> {
+    let sets = ["pods4", "own4", "pods6", "own6"].map(|set| format!("nft list set inet weft-cni {set}"));
+    sets.iter().map(|line| Ok(Cmd::new(line).ok()?.stdout)).collect()
+}
+
+#[test]
+fn what_leaves_is_masqueraded_and_what_stays_is_not() -> Result<()> {
+    let Some(bed) = Bed::new("masq")? else { return Ok(()) };
+    let outside = outside(&bed)?;
+    let (one, two) = (Netns::new()?, Netns::new()?);
+    let plain = with(&config(&bed), &json!({"ipMasq": false}));
+    let (first, second) = (Who::new("c1", &one), Who::new("c2", &two));
+    call("ADD", &second, &plain).result();
+    assert_eq!(two.cmd("ping -n -c1 -W1 192.0.2.9").run()?.code, Some(1), "the far side knows no pods");
+    let result = call("ADD", &first, &config(&bed)).result();
+    for to in ["192.0.2.9", "2001:db8::9", "10.99.0.2", "10.99.0.1"] {
+        one.cmd(format!("ping -n -c1 -W2 {to}")).ok()?;
+    }
+    let capture = bed.path("capture");
+    let mut dump = testkit::Process::spawn(&two.cmd("tcpdump -lnni eth0 -c 1 icmp"), &capture)?;
+    dump.wait_for_log("listening on", std::time::Duration::from_secs(10))?;
+    one.cmd("ping -n -c1 -W2 10.99.0.2").ok()?;
+    dump.wait_for_log("IP 10.99.0.3 > 10.99.0.2", std::time::Duration::from_secs(5))?;
+    let listed = elements()?;
+    assert_eq!(listed.matches("weft:net/c1/eth0").count(), 4, "{listed}");
+    call("CHECK", &first, &with(&config(&bed), &json!({"prevResult": result}))).silent();
+    drop(outside);
+    Ok(())
+}
+
+#[test]
+fn del_takes_the_elements_of_its_own_pod_alone() -> Result<()> {
+    let Some(bed) = Bed::new("unmasq")? else { return Ok(()) };
+    let config = config(&bed);
+    let pods = [Netns::new()?, Netns::new()?, Netns::new()?, Netns::new()?];
+    let whos: Vec<Who> =
+        pods.iter().zip(["c1", "c2", "c3", "c4"]).map(|(pod, id)| Who::new(id, pod)).collect();
+    let results: Vec<Value> = whos.iter().map(|who| call("ADD", who, &config).result()).collect();
+    call("DEL", &whos[0], &with(&config, &json!({"prevResult": results[0]}))).silent();
+    call("DEL", &whos[1].homeless(), &config).silent();
+    call("DEL", &whos[2], &with(&config, &json!({"ipMasq": false}))).silent();
+    let left = elements()?;
+    for (id, count) in [("c1", 0), ("c2", 0), ("c3", 0), ("c4", 4)] {
+        assert_eq!(left.matches(&format!("weft:net/{id}/eth0")).count(), count, "{id}: {left}");
+    }
+    let full = with(&config, &json!({"prevResult": results[3]}));
+    call("CHECK", &whos[3], &full).silent();
+    Cmd::new("nft flush set inet weft-cni pods4").ok()?;
+    let (_, text) = call("CHECK", &whos[3], &full).error();
+    assert!(text.contains("address 10.99.0.5 is not masqueraded"), "{text}");
+    Cmd::new("nft flush ruleset").ok()?;
+    call("DEL", &whos[3], &full).silent();
+    assert_eq!((bed.reservations("net").len(), bed.veths()?.len()), (0, 0));
+    Ok(())
+}
+
+#[test]
+fn a_failed_add_leaves_no_element() -> Result<()> {
+    let Some(bed) = Bed::new("masqfail")? else { return Ok(()) };
+    let pod = Netns::new()?;
+    let mut config = config(&bed);
+    config["ipam"]["routes"] = json!([{"dst": "192.0.2.0/24", "gw": "203.0.113.1"}]);
+    call("ADD", &Who::new("c1", &pod), &config).error();
+    assert!(!elements()?.contains("weft:net"), "{}", elements()?);
+    Ok(())
+}
+
+#[test]
+fn sixteen_first_calls_make_one_table() -> Result<()> {
+    let Some(bed) = Bed::new("masq16")? else { return Ok(()) };
+    let pods: Vec<Netns> = (0..16).map(|_| Netns::new()).collect::<Result<_>>()?;
+    for answer in crate::crowd::add_all(&bed.host, &pods, &config(&bed), 16) {
+        answer.result();
+    }
+    let table = Cmd::new("nft list table inet weft-cni").ok()?.stdout;
+    assert_eq!(table.matches(" masquerade").count(), 2, "{table}");
+    assert_eq!(elements()?.matches("weft:net/").count(), 64);
+    Ok(())
+}
