@@ -72,51 +72,35 @@ impl Bare {
     }
 }
 
-/// Runs as one floor process: `add <pod namespace> <address>` or `del`.
+/// Runs as one floor process: `ADD <near name> <pod namespace> <address>`, `DEL <near name>` or `VERSION`.
 pub(crate) fn run(words: &[String]) -> Result<()> {
     match words {
-        [verb, namespace, address] if verb == "add" => add(&Netns::open(namespace)?, address.parse()?),
-        [verb] if verb == "del" => del(),
+        [verb, near, namespace, address] if verb == "ADD" => {
+            add(&near.parse()?, &Netns::open(namespace)?, address.parse()?)
+        }
+        [verb, near] if verb == "DEL" => del(&near.parse()?),
+        [verb] if verb == "VERSION" => Ok(()),
         _ => bail!("not a floor: {words:?}"),
     }
 }
 
-/// Names and addresses that the floor uses.
-struct Names {
-    bridge: IfName,
-    near: IfName,
-    far: IfName,
-    loopback: IfName,
-}
-
-impl Names {
-    fn new() -> Result<Self> {
-        Ok(Self {
-            bridge: "cni0".parse()?,
-            near: "vethfloor".parse()?,
-            far: "eth0".parse()?,
-            loopback: "lo".parse()?,
-        })
-    }
-}
-
 /// Wires one pod to bridge `cni0`, which is there: veth pair, hairpin, address, default route.
-fn add(pod: &Netns, address: IpAddr) -> Result<()> {
-    let names = Names::new()?;
+fn add(near: &IfName, pod: &Netns, address: IpAddr) -> Result<()> {
+    let far = "eth0".parse()?;
     let mut host = RouteSocket::open()?;
-    let bridge = host.link(&names.bridge)?.context("there is no cni0")?;
+    let bridge = host.link(&"cni0".parse()?)?.context("there is no cni0")?;
     let veth = Veth {
-        name: &names.near,
+        name: near,
         mac: None,
         mtu: Some(Mtu::try_from(1450)?),
         master: Some(bridge.index),
-        peer_name: &names.far,
+        peer_name: &far,
         peer_mac: None,
         peer_namespace: pod,
     };
     let indexes = host.add_veth(&veth)?;
     let port = BridgePort { hairpin: true, isolated: false };
-    host.request(&link::set_port(indexes.near, &names.near, port))?;
+    host.request(&link::set_port(indexes.near, near, port))?;
     let mut inside = RouteSocket::open_in(pod)?;
     let route = Route {
         gateway: Some(GATEWAY.into()),
@@ -124,10 +108,10 @@ fn add(pod: &Netns, address: IpAddr) -> Result<()> {
         ..Route::to(Subnet::new(Ipv4Addr::UNSPECIFIED.into(), 0)?)
     };
     let requests = [
-        link::set_up(1, &names.loopback),
-        link::set_up(indexes.far, &names.far),
-        Address::new(indexes.far, address, 16).add(&names.far, IfPresent::Fail),
-        route.add(&names.far),
+        link::set_up(1, &"lo".parse()?),
+        link::set_up(indexes.far, &far),
+        Address::new(indexes.far, address, 16).add(&far, IfPresent::Fail),
+        route.add(&far),
     ];
     for result in inside.apply(&requests) {
         result?;
@@ -136,8 +120,7 @@ fn add(pod: &Netns, address: IpAddr) -> Result<()> {
 }
 
 /// Takes that pair away; returns when the kernel announced it.
-fn del() -> Result<()> {
-    let names = Names::new()?;
-    let near = RouteSocket::open()?.link(&names.near)?.context("there is no pair")?;
-    Ok(link::detach_and_delete(near.index, &names.near)?)
+fn del(near: &IfName) -> Result<()> {
+    let link = RouteSocket::open()?.link(near)?.context("there is no pair")?;
+    Ok(link::detach_and_delete(link.index, near)?)
 }
