@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    io::Write,
+    io::{ErrorKind, Write},
     os::fd::{AsFd, AsRawFd},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -244,7 +244,11 @@ fn time(command: &mut Command, stdin: &str) -> Result<Duration> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let begun = Instant::now();
     let mut child = command.spawn().with_context(|| format!("failed to start {command:?}"))?;
-    child.stdin.take().context("no stdin")?.write_all(stdin.as_bytes())?;
+    match child.stdin.take().context("no stdin")?.write_all(stdin.as_bytes()) {
+        // It ended without having read it all.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+        written => written?,
+    }
     let output = child.wait_with_output()?;
     let took = begun.elapsed();
     let said =
