@@ -191,3 +191,120 @@ fn fingerprint(path: &Path) -> Option<(u64, u64, i64, i64)> {
 fn raw_lease(((key, value), line): ((String, Value), i64)) -> RawLease {
     RawLease { key, value: value.to_string(), created: line, modified: line, ttl_lease: 0 }
 }
+
+#[cfg(test)]
+mod tests {
+    use overlay_core::host::{NodeIdentity, Underlay};
+    use tokio::sync::watch;
+
+    use super::*;
+
+    const TWO: &str = r#"{
+        "config": {"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}},
+        "leases": {
+            "10.5.34.0-24": {"PublicIP": "192.0.2.3", "BackendType": "vxlan",
+                             "BackendData": {"VNI": 1, "VtepMAC": "c6:d2:32:6f:8f:44"}},
+            "10.5.35.0-24": {"PublicIP": "192.0.2.4", "BackendType": "vxlan",
+                             "BackendData": {"VNI": 1, "VtepMAC": "06:5f:64:b0:a2:e1"}}
+        }
+    }"#;
+
+    fn facts(ip: &str) -> NodeFacts {
+        let address = ip.parse().unwrap();
+        NodeFacts {
+            identity: NodeIdentity([1; 16]),
+            public_ip: address,
+            underlay: Underlay {
+                name: "eth0".parse().unwrap(),
+                index: 2,
+                address,
+                mtu: 1500.try_into().unwrap(),
+            },
+            vteps: Vec::new(),
+            host: Vec::new(),
+            previous: None,
+        }
+    }
+
+    /// A file that goes with its guard.
+    struct Written(PathBuf);
+
+    impl Written {
+        fn new(name: &str, text: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("weft-leases-{name}-{}.json", std::process::id()));
+            fs::write(&path, text).unwrap();
+            Self(path)
+        }
+
+        /// Replaces the file in one step, as an editor does.
+        fn replace(&self, text: &str) {
+            daemon::file::replace(&self.0, text.as_bytes(), 0o644).unwrap();
+        }
+
+        fn read(&self, ip: &str) -> Result<Assignment, String> {
+            read(&self.0, &facts(ip)).map_err(|error| daemon::one_line(&error))
+        }
+    }
+
+    impl Drop for Written {
+        fn drop(&mut self) {
+            let _ = fs::remove_file(&self.0);
+        }
+    }
+
+    #[test]
+    fn the_own_lease_is_the_one_named_or_the_one_that_fits() {
+        let file = Written::new("own", TWO);
+        let by_ip = file.read("192.0.2.4").unwrap();
+        assert_eq!((by_ip.own.subnet.to_string().as_str(), by_ip.leases.len()), ("10.5.35.0/24", 2));
+        assert_eq!(by_ip.own.vtep_mac.to_string(), "06:5f:64:b0:a2:e1");
+        let free = file.read("192.0.2.5").unwrap();
+        assert_eq!(free.own.subnet.to_string(), "10.5.1.0/24");
+        file.replace(&TWO.replacen('{', r#"{"own": "10.5.34.0-24","#, 1));
+        let named = file.read("192.0.2.5").unwrap().own;
+        assert_eq!((named.subnet.to_string().as_str(), named.expires), ("10.5.34.0/24", None));
+        assert_eq!(
+            (named.vtep_mac.to_string().as_str(), named.public_ip.octets()[3]),
+            ("c6:d2:32:6f:8f:44", 5)
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_the_file() {
+        let file = Written::new("wrong", "{");
+        let name = file.0.display().to_string();
+        let says = |text: &str| {
+            file.replace(text);
+            file.read("192.0.2.4").unwrap_err().replace(&name, "FILE")
+        };
+        assert!(says("{").starts_with("failed to parse FILE: EOF while parsing"));
+        assert!(says("{}").starts_with("failed to parse FILE: missing field `config`"));
+        assert!(says(r#"{"config":{},"lease":{}}"#).contains("unknown field `lease`"));
+        assert!(
+            says(r#"{"config":{}}"#)
+                .starts_with("FILE is not valid: the network configuration is not valid: Network is missing")
+        );
+        let named = TWO.replacen('{', r#"{"own": "10.6.34.0-24","#, 1);
+        assert_eq!(says(&named), "FILE: own \"10.6.34.0-24\" is not one of the subnets that may be leased");
+        let missing = read(Path::new("/nonexistent/leases.json"), &facts("192.0.2.4")).unwrap_err();
+        assert_eq!(missing.to_string(), "failed to read /nonexistent/leases.json");
+    }
+
+    #[tokio::test]
+    async fn a_change_is_followed_and_a_bad_one_changes_nothing() {
+        let file = Written::new("follow", TWO);
+        let (_facts, heard) = watch::channel(Some(facts("192.0.2.4")));
+        let (said, mut view) = watch::channel(View::default());
+        let path = file.0.clone();
+        let task = tokio::spawn(async move { follow(&path, Ports { facts: heard, view: said }).await });
+        let leases = |view: &View| view.assignment.as_ref().map_or(0, |a| a.leases.len());
+        view.wait_for(|view| leases(view) == 2).await.unwrap();
+        file.replace("{");
+        let bad = view.wait_for(|view| !view.state.connected).await.unwrap().clone();
+        assert!(leases(&bad) == 2 && bad.state.problem.unwrap().starts_with("failed to parse"));
+        file.replace(&TWO.replace("10.5.34.0-24", "10.5.36.0-24"));
+        let good = view.wait_for(|view| view.state.connected).await.unwrap().clone();
+        assert!(good.assignment.unwrap().leases.iter().any(|lease| lease.key == "10.5.36.0-24"));
+        task.abort();
+    }
+}

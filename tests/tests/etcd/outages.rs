@@ -167,3 +167,35 @@ async fn a_node_that_starts_without_etcd_waits_for_it() -> Result<()> {
     tokio::time::sleep(Duration::from_millis(10)).await;
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_stands_still_is_left_for_another() -> Result<()> {
+    let server = Server::start(3)?;
+    server.put_config()?;
+    let mut node = Node::start(&server, 1);
+    node.leased().await?;
+    // The first endpoint is the one that it talks to.
+    server.freeze(0)?;
+    server.ctl_at(1, &format!("put {PREFIX}/subnets/10.5.99.0-24 {{}}")).ok()?;
+    node.knows(2).await?;
+    server.thaw(0)?;
+    assert_eq!(node.note(), None);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_majority_the_assignment_stays_and_the_cause_is_told() -> Result<()> {
+    let mut server = Server::start(3)?;
+    server.put_config()?;
+    let mut node = Node::start(&server, 1);
+    let own = node.leased().await?.own.subnet;
+    server.kill(1);
+    server.kill(2);
+    let view = node.until("away", away).await?;
+    let problem = view.state.problem.context("a problem")?;
+    assert!(problem.contains(&server.endpoints()[0]), "{problem}");
+    server.launch()?;
+    node.leased().await?;
+    assert_eq!((node.subnet(), node.note()), (Some(own), None));
+    Ok(())
+}

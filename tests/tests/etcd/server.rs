@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
 use testkit::{Cmd, Process, TempDir, free_port};
 
 /// The prefix of all tests.
@@ -119,6 +120,26 @@ impl Server {
 
     pub(crate) fn revoke(&self, ttl_lease: i64) -> Result<()> {
         self.ctl(&format!("lease revoke {ttl_lease:x}")).ok().map(drop)
+    }
+
+    /// `etcdctl` against one member.
+    pub(crate) fn ctl_at(&self, member: usize, line: &str) -> Cmd {
+        let endpoint = &self.endpoints()[member];
+        let cmd = Cmd::new(format!("etcdctl --command-timeout=15s --endpoints={endpoint} {line}"));
+        cmd.env("ETCDCTL_API", "3").limit(Duration::from_secs(20))
+    }
+
+    /// Stops a member without ending it: it takes connections, and answers nothing.
+    pub(crate) fn freeze(&self, member: usize) -> Result<()> {
+        self.signal(member, Signal::STOP)
+    }
+
+    pub(crate) fn thaw(&self, member: usize) -> Result<()> {
+        self.signal(member, Signal::CONT)
+    }
+
+    fn signal(&self, member: usize, signal: Signal) -> Result<()> {
+        self.members[member].process.as_ref().context("the member does not run")?.signal(signal)
     }
 
     /// `kill -9` of one member.

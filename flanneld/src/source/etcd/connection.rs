@@ -184,19 +184,21 @@ impl Connection {
 fn with_hint(url: &str, anonymous: bool, cause: String) -> String {
     const HUNG_UP: &[&str] =
         &["connection closed", "connection reset", "broken pipe", "reading a body from connection"];
+    const REFUSED_TLS: &[&str] =
+        &["tls handshake eof", "invalidcontenttype", "alert: certificate", "alert: badcertificate"];
     let is = |ways: &[&str]| ways.iter().any(|way| cause.to_lowercase().contains(way));
-    let hung_up = is(HUNG_UP);
-    match url.starts_with("https://") {
-        true if is(&["tls handshake eof", "invalidcontenttype"]) => {
-            "it does not speak TLS (if so, write http://)".to_owned()
+    let hint = match (url.starts_with("https://"), anonymous) {
+        (false, _) if is(HUNG_UP) => "if it speaks TLS, write https://",
+        (true, false) if is(HUNG_UP) || is(REFUSED_TLS) => {
+            "if it does not speak TLS, write http://; else see whether it takes the certificate of -etcd-certfile"
         }
-        true if anonymous && (hung_up || is(&["alert: certificate", "alert: badcertificate"])) => {
-            "it closed the connection (if it wants a client certificate, give -etcd-certfile and -etcd-keyfile)"
-                .to_owned()
+        (true, true) if is(HUNG_UP) || is(REFUSED_TLS) => {
+            "if it does not speak TLS, write http://; if it wants a client certificate, give -etcd-certfile and \
+             -etcd-keyfile"
         }
-        false if hung_up => "it closed the connection (if it speaks TLS, write https://)".to_owned(),
-        _ => cause,
-    }
+        _ => return cause,
+    };
+    format!("it closed the connection ({hint})")
 }
 
 /// A file for TLS could not be used.

@@ -8,6 +8,9 @@ pub(super) enum Failure {
     /// No member answers.
     #[error("etcd does not answer: {0}")]
     Unreachable(String),
+    /// Members answer, but none of them can serve: no leader, no space.
+    #[error("etcd can't serve: {0}")]
+    Unable(String),
     /// A member answers that it will not, or the files to reach it by are no good.
     #[error("etcd at {endpoint} can't be used: {cause}")]
     Refused {
@@ -21,8 +24,10 @@ pub(super) enum Failure {
 impl Failure {
     /// `causes` are endpoints with what went wrong there.
     pub(super) fn unreachable(causes: Vec<(String, String)>) -> Self {
+        let answered = causes.iter().any(|(_, cause)| cause.starts_with("etcdserver: "));
         let causes: Vec<_> = causes.into_iter().map(|(url, cause)| format!("{url}: {cause}")).collect();
-        Self::Unreachable(causes.join("; "))
+        let causes = causes.join("; ");
+        if answered { Self::Unable(causes) } else { Self::Unreachable(causes) }
     }
 
     pub(super) fn refused(endpoint: &str, cause: String) -> Self {
@@ -82,4 +87,22 @@ fn root(error: &(dyn std::error::Error + 'static)) -> String {
 
 fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_answers_that_it_cannot_is_not_called_silent() {
+        let says = |causes: &[(&str, &str)]| {
+            let causes = causes.iter().map(|(url, cause)| ((*url).to_owned(), (*cause).to_owned())).collect();
+            Failure::unreachable(causes).to_string()
+        };
+        assert_eq!(says(&[("a", "refused")]), "etcd does not answer: a: refused");
+        assert_eq!(
+            says(&[("a", "etcdserver: no leader"), ("b", "refused")]),
+            "etcd can't serve: a: etcdserver: no leader; b: refused"
+        );
+    }
 }

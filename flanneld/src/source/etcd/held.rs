@@ -112,13 +112,10 @@ impl Held {
         }
     }
 
-    /// Takes in what changed about this node.
+    /// Takes in what changed about this node. The Ethernet address stays: a device that has another one
+    /// gets the lease's again.
     pub(super) fn update(&mut self, facts: &NodeFacts) {
         self.lease.public_ip = facts.public_ip;
-        let device = facts.vteps.iter().find(|(vni, _)| *vni == self.lease.vni);
-        if let Some((_, mac)) = device {
-            self.lease.vtep_mac = *mac;
-        }
     }
 
     /// What is written there is not what the lease ought to say.
