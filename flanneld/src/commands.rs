@@ -1,6 +1,11 @@
 //! What flanneld can be asked to do: `run`, `plan`, `cleanup`, `status`.
 
-use std::{fs, io::Write, sync::Arc, thread};
+use std::{
+    fs,
+    io::Write,
+    sync::{Arc, atomic::AtomicU32},
+    thread,
+};
 
 use anyhow::Context;
 use daemon::{Shutdown, health::Health, notify};
@@ -9,6 +14,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::{
     events,
+    firewall::{self, Firewall},
     flags::Settings,
     linux::{LinuxKernel, Scope},
     lock, node,
@@ -53,7 +59,9 @@ async fn supervise(settings: Arc<Settings>) -> anyhow::Result<()> {
     tokio::spawn(events::watch(Arc::clone(&inbox)));
     tokio::spawn(forward(views.clone(), Arc::clone(&inbox)));
 
-    let links = Links { inbox: Arc::clone(&inbox), facts: facts_in, views, health };
+    let nft_port = Arc::new(AtomicU32::new(0));
+    firewall::watch(Arc::clone(&inbox), Arc::clone(&nft_port)).context("failed to start a thread")?;
+    let links = Links { inbox: Arc::clone(&inbox), facts: facts_in, views, nft_port, health };
     let (ended_in, ended) = oneshot::channel();
     let own = Arc::clone(&settings);
     let kernel_thread = thread::Builder::new().name("kernel".to_owned()).spawn(move || {
@@ -111,20 +119,15 @@ pub fn plan(settings: &Settings) -> anyhow::Result<()> {
     for line in config.notes.iter().cloned().chain(skipped.iter().map(ToString::to_string)) {
         text += &format!("# {line}\n");
     }
+    let mut rules = Firewall::open(firewall::wishes(settings))?;
+    rules.aim(&config.vxlan.device, assignment.own.subnet, config.network);
+    for line in rules.plan()? {
+        text += &format!("{line}\n");
+    }
     for op in diff(&want, &kernel.observe()?) {
         text += &format!("{op}\n");
     }
     print(&text)
-}
-
-/// Removes what flanneld made on this node, except its lease.
-///
-/// # Errors
-/// flanneld still runs, or the kernel refused something.
-pub fn cleanup(settings: &Settings) -> anyhow::Result<()> {
-    need_privilege()?;
-    let _lock = lock::subnet_file(&settings.subnet_file)?;
-    Ok(())
 }
 
 /// Tells what a running flanneld holds.
@@ -140,12 +143,12 @@ pub fn status(settings: &Settings, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn print(text: &str) -> anyhow::Result<()> {
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     std::io::stdout().write_all(text.as_bytes()).context("failed to write to standard output")
 }
 
 /// This process may change the network.
-fn need_privilege() -> anyhow::Result<()> {
+pub(crate) fn need_privilege() -> anyhow::Result<()> {
     let status = fs::read_to_string("/proc/self/status").context("failed to read /proc/self/status")?;
     let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let effective = capabilities.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);

@@ -1,31 +1,287 @@
-//! Our rules in the kernel's firewall.
+//! Our rules in the kernel's firewall: a table of our own, and two rules in the FORWARD chain of others.
 
-use netmodel::{IfName, Subnet};
+use std::{
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
-use crate::flags::Settings;
+use linux::nft::{Changed, Events, ForeignChain, Socket};
+use netmodel::{IfName, Subnet, TABLE_PREFIX};
+use overlay_core::{
+    forward,
+    masquerade::{self, Wishes},
+};
+use ruleset::{Family, Hook, Name, Policy, Table, Transaction};
+
+use crate::{flags::Settings, wake::Inbox};
+
+/// How long the monitor waits before it reports changes of tables that only the warnings are about.
+const SETTLE: Duration = Duration::from_secs(1);
+/// Where the kernel lists the tables of legacy iptables.
+const LEGACY_TABLES: &str = "/proc/net/ip_tables_names";
+
+/// What we want in the firewall.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Want {
+    device: IfName,
+    network: Subnet,
+    table: Option<Table>,
+}
 
 /// What we hold in the firewall.
 #[derive(Debug)]
-pub struct Firewall {}
+pub struct Firewall {
+    socket: Socket,
+    wishes: Wishes,
+    want: Option<Want>,
+    /// Something may be other than we left it.
+    dirty: bool,
+    warnings: Vec<String>,
+}
+
+/// What can't be done without: our own table.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to keep the rules for packets of pods")]
+pub struct FirewallError(#[source] linux::Error);
+
+impl FirewallError {
+    /// The kernel lacks what it takes.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        self.0.retry() == linux::Retry::Never
+    }
+}
+
+/// What of the rules the flags ask for.
+#[must_use]
+pub fn wishes(settings: &Settings) -> Wishes {
+    Wishes {
+        masquerade: settings.ip_masq,
+        at_random: settings.masquerade_at_random,
+        forward: settings.forward_rules,
+    }
+}
 
 impl Firewall {
     /// Opens a connection.
     ///
     /// # Errors
-    /// The kernel has no nftables.
-    pub fn open(_settings: &Settings) -> Result<Self, linux::Error> {
-        Ok(Self {})
+    /// The kernel has no netlink for netfilter.
+    pub fn open(wishes: Wishes) -> Result<Self, linux::Error> {
+        Ok(Self { socket: Socket::open()?, wishes, want: None, dirty: true, warnings: Vec::new() })
     }
-    /// x
-    pub fn aim(&mut self, _device: &IfName, _own: Subnet, _network: Subnet) {}
-    /// x
-    pub fn look_again(&mut self) {}
-    /// x
-    pub fn reconcile(&mut self) -> Vec<String> {
-        Vec::new()
+
+    /// What the kernel calls our changes.
+    #[must_use]
+    pub fn port(&self) -> u32 {
+        self.socket.port()
     }
-    /// x
-    pub fn warnings(&self) -> Vec<String> {
-        Vec::new()
+
+    /// Says what is wanted from now on.
+    pub fn aim(&mut self, device: &IfName, own: Subnet, network: Subnet) {
+        let table = masquerade::table(device, own, network, self.wishes);
+        let want = Some(Want { device: device.clone(), network, table });
+        self.dirty |= self.want != want;
+        self.want = want;
     }
+
+    /// Somebody may have changed something.
+    pub fn look_again(&mut self) {
+        self.dirty = true;
+    }
+
+    /// Puts right what is not; what failed in the tables of others comes back as text.
+    ///
+    /// # Errors
+    /// Our own table could not be put right.
+    pub fn reconcile(&mut self) -> Result<Vec<String>, FirewallError> {
+        let (Some(want), true) = (self.want.clone(), self.dirty) else { return Ok(Vec::new()) };
+        self.own_table(&want).map_err(FirewallError)?;
+        let network = self.wishes.forward.then_some(want.network);
+        let failures: Vec<_> = match self.forward_rules(&want.device, network) {
+            Ok(()) => Vec::new(),
+            Err(error) => vec![daemon::one_line(&error)],
+        };
+        self.warnings = self.look_around(&want).unwrap_or_default();
+        self.dirty = !failures.is_empty();
+        Ok(failures)
+    }
+
+    fn own_table(&mut self, want: &Want) -> Result<(), linux::Error> {
+        let name = Name::from(masquerade::table_name(&want.device));
+        let have = self.socket.table(Family::Ip, &name)?;
+        let transaction = match (&want.table, &have) {
+            (Some(table), have) => ruleset::diff(table, have.as_ref()),
+            (None, Some(_)) => Transaction::delete(Family::Ip, &name),
+            (None, None) => return Ok(()),
+        };
+        if !transaction.is_empty() {
+            self.socket.commit(&transaction)?;
+            tracing::info!(table = %name, "firewall rules written");
+        }
+        Ok(())
+    }
+
+    /// Puts our two rules where they belong in the chain of others; with no `network`, takes them out.
+    fn forward_rules(&mut self, device: &IfName, network: Option<Subnet>) -> Result<(), linux::Error> {
+        let (table, chain) = (Name::from(forward::TABLE), Name::from(forward::CHAIN));
+        let is_there = |c: &ForeignChain| c.family == Family::Ip && c.table == table && c.name == chain;
+        if !self.socket.base_chains(Hook::Forward)?.iter().any(is_there) {
+            return Ok(());
+        }
+        // Only if nobody changed anything since: the place of our rules depends on theirs.
+        let generation = self.socket.generation()?;
+        let have = match self.socket.rules(Family::Ip, &table, &chain) {
+            Err(error) if error.is_not_found() => return Ok(()),
+            have => have?,
+        };
+        let transaction = forward::diff(device, network, &have);
+        if !transaction.is_empty() {
+            self.socket.commit_at(&transaction, Some(generation))?;
+            tracing::info!("forward rules written to chain {chain} of table ip {table}");
+        }
+        Ok(())
+    }
+
+    /// What else could keep pods from each other.
+    fn look_around(&mut self, want: &Want) -> Result<Vec<String>, linux::Error> {
+        let own = masquerade::table_name(&want.device);
+        let mut warnings = Vec::new();
+        for chain in self.socket.base_chains(Hook::Forward)? {
+            let ours = chain.table.as_str() == own;
+            let shared = chain.family == Family::Ip
+                && chain.table.as_str() == forward::TABLE
+                && chain.name.as_str() == forward::CHAIN;
+            if ours || chain.family == Family::Ip6 || (shared && self.wishes.forward) {
+                continue;
+            }
+            let by_policy = chain.base.is_some_and(|base| base.policy == Policy::Drop);
+            let rules = self.socket.rules(chain.family, &chain.table, &chain.name).unwrap_or_default();
+            let by_rule = rules.last().is_some_and(|rule| rule.code.refuses_all());
+            if by_policy || by_rule {
+                warnings.push(format!(
+                    "chain {} of table {} {} drops what is forwarded by its {}: unless a rule in it accepts \
+                     packets from and to {}, pods can't reach each other",
+                    chain.name,
+                    chain.family,
+                    chain.table,
+                    if by_policy { "policy" } else { "last rule" },
+                    want.network
+                ));
+            }
+        }
+        warnings.extend(legacy(want.network));
+        Ok(warnings)
+    }
+
+    /// What a user should know.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Removes our table and our rules in the chain of others.
+    ///
+    /// # Errors
+    /// The kernel refused, or did not answer.
+    pub fn cleanup(&mut self, device: &IfName) -> Result<(), linux::Error> {
+        let name = Name::from(masquerade::table_name(device));
+        if self.socket.table(Family::Ip, &name)?.is_some() {
+            self.socket.commit(&Transaction::delete(Family::Ip, &name))?;
+        }
+        self.forward_rules(device, None)
+    }
+
+    /// What [`reconcile`](Self::reconcile) would do, in the words of `nft`.
+    ///
+    /// # Errors
+    /// The kernel did not answer.
+    pub fn plan(&mut self) -> Result<Vec<String>, linux::Error> {
+        let Some(want) = self.want.clone() else { return Ok(Vec::new()) };
+        let mut lines = Vec::new();
+        let name = Name::from(masquerade::table_name(&want.device));
+        let have = self.socket.table(Family::Ip, &name)?;
+        match &want.table {
+            Some(table) if !ruleset::diff(table, have.as_ref()).is_empty() => {
+                lines.extend(table.to_string().lines().map(str::to_owned));
+            }
+            None if have.is_some() => lines.push(format!("delete table ip {name}")),
+            _ => {}
+        }
+        let (table, chain) = (Name::from(forward::TABLE), Name::from(forward::CHAIN));
+        let network = self.wishes.forward.then_some(want.network);
+        let rules = self.socket.rules(Family::Ip, &table, &chain);
+        if rules.is_ok_and(|rules| !forward::diff(&want.device, network, &rules).is_empty()) {
+            let what = if network.is_some() { "accept rules go into" } else { "accept rules leave" };
+            lines.push(format!("# two {what} chain {chain} of table ip {table}"));
+        }
+        Ok(lines)
+    }
+}
+
+/// What to type where legacy iptables filters, which no netlink reaches.
+fn legacy(network: Subnet) -> Option<String> {
+    let tables = fs::read_to_string(LEGACY_TABLES).ok()?;
+    tables.lines().any(|table| table == "filter").then(|| {
+        format!(
+            "legacy iptables has a filter table, which flanneld does not touch: if it drops what is forwarded, \
+             type: iptables-legacy -A FORWARD -s {network} -j ACCEPT; \
+             iptables-legacy -A FORWARD -d {network} -j ACCEPT"
+        )
+    })
+}
+
+/// Watches the firewall on a thread of its own for as long as the process lives. Changes by `own`, the
+/// port of the loop's connection, wake nobody.
+///
+/// # Errors
+/// No thread could be started.
+pub fn watch(inbox: Arc<Inbox>, own: Arc<AtomicU32>) -> std::io::Result<()> {
+    thread::Builder::new().name("nft-events".to_owned()).spawn(move || {
+        loop {
+            match Events::open() {
+                Ok(events) => follow(&inbox, &own, events),
+                Err(error) => tracing::debug!("{}", daemon::one_line(&error)),
+            }
+            thread::sleep(SETTLE);
+            inbox.post(|pending| pending.firewall = true);
+        }
+    })?;
+    Ok(())
+}
+
+/// Reports changes until the subscription breaks.
+fn follow(inbox: &Inbox, own: &AtomicU32, mut events: Events) {
+    let mut later = false;
+    loop {
+        let changed = match events.wait(later.then_some(SETTLE)) {
+            Ok(changed) => changed,
+            Err(error) if error.is_overrun() => {
+                inbox.post(|pending| pending.firewall = true);
+                continue;
+            }
+            Err(_) => return,
+        };
+        let own = own.load(Ordering::Relaxed);
+        if changed.iter().any(|change| change.by != own && matters(change)) {
+            inbox.post(|pending| pending.firewall = true);
+            later = false;
+        } else if changed.is_empty() && later {
+            inbox.post(|pending| pending.firewall = true);
+            later = false;
+        } else {
+            later |= changed.iter().any(|change| !change.table.as_str().starts_with(TABLE_PREFIX));
+        }
+    }
+}
+
+/// The table holds rules of ours.
+fn matters(change: &Changed) -> bool {
+    let ours = change.table.as_str().starts_with(&format!("{TABLE_PREFIX}flannel."));
+    change.family == Family::Ip && (ours || change.table.as_str() == forward::TABLE)
 }

@@ -5,6 +5,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod cleanup;
 pub mod commands;
 pub mod events;
 pub mod firewall;

@@ -4,7 +4,7 @@
 use std::{io::Write, process::ExitCode};
 
 use flanneld::{
-    commands,
+    cleanup, commands,
     flags::{self, Command, Outcome, Settings},
 };
 
@@ -34,7 +34,7 @@ fn work(settings: Settings) -> ExitCode {
             commands::run(settings)
         }
         Command::Plan => commands::plan(&settings),
-        Command::Cleanup => commands::cleanup(&settings),
+        Command::Cleanup => cleanup::run(&settings),
         Command::Status { json } => commands::status(&settings, json),
     };
     match outcome {

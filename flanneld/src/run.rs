@@ -3,7 +3,10 @@
 
 use std::{
     collections::BTreeSet,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -22,7 +25,7 @@ use overlay_core::{
 use tokio::sync::watch;
 
 use crate::{
-    firewall::Firewall,
+    firewall::{self, Firewall, FirewallError},
     flags::Settings,
     linux::{KernelError, LinuxKernel, Scope},
     lock::{self, DeviceLock, LockError},
@@ -47,6 +50,9 @@ pub enum Fatal {
     /// A privilege or a kernel feature is missing.
     #[error("this kernel does not let flanneld work")]
     Kernel(#[source] KernelError),
+    /// A privilege or a kernel feature is missing.
+    #[error("this kernel does not let flanneld work")]
+    Firewall(#[source] FirewallError),
     /// Netlink itself is missing.
     #[error("failed to talk to the kernel")]
     Netlink(#[source] linux::Error),
@@ -61,6 +67,8 @@ pub struct Links {
     pub facts: watch::Sender<Option<NodeFacts>>,
     /// What the source knows.
     pub views: watch::Receiver<View>,
+    /// What the kernel calls the changes that we make in the firewall.
+    pub nft_port: Arc<AtomicU32>,
     /// What health checks hear.
     pub health: Health,
 }
@@ -189,11 +197,8 @@ impl Loop {
         let done = match (&self.target, &mut self.hold) {
             (Some(target), Some(hold)) => {
                 hold.take_note(pending);
-                match hold.reconcile(&target.want) {
-                    Ok(failures) => self.overlay_trouble.judge(&failures),
-                    Err(error) if error.is_final() => return Err(Fatal::Kernel(error)),
-                    Err(error) => self.overlay_trouble.judge(&[daemon::one_line(&error)]),
-                }
+                let failures = hold.bring_about(&target.want)?;
+                self.overlay_trouble.judge(&failures)
             }
             _ => true,
         };
@@ -225,7 +230,8 @@ impl Loop {
             None => {
                 let lock = lock::device(&scope.device)?;
                 let kernel = LinuxKernel::open(scope).map_err(Fatal::Netlink)?;
-                let firewall = Firewall::open(&self.settings).map_err(Fatal::Netlink)?;
+                let firewall = Firewall::open(firewall::wishes(&self.settings)).map_err(Fatal::Netlink)?;
+                self.links.nft_port.store(firewall.port(), Ordering::Relaxed);
                 self.hold = Some(Hold { kernel, firewall, shadow: None, unsure: true, _lock: lock });
             }
         }
@@ -355,10 +361,25 @@ impl Hold {
         }
     }
 
-    /// Carries out what is missing; what failed comes back as text.
+    /// Makes the kernel hold what is wanted; what failed comes back as text.
+    fn bring_about(&mut self, want: &Overlay) -> Result<Vec<String>, Fatal> {
+        // The rules first: no packet of a pod leaves without them.
+        let mut failures = match self.firewall.reconcile() {
+            Ok(failures) => failures,
+            Err(error) if error.is_final() => return Err(Fatal::Firewall(error)),
+            Err(error) => vec![daemon::one_line(&error)],
+        };
+        match self.reconcile(want) {
+            Ok(more) => failures.extend(more),
+            Err(error) if error.is_final() => return Err(Fatal::Kernel(error)),
+            Err(error) => failures.push(daemon::one_line(&error)),
+        }
+        Ok(failures)
+    }
+
+    /// Carries out what is missing on our device and among routes.
     fn reconcile(&mut self, want: &Overlay) -> Result<Vec<String>, KernelError> {
-        // The rules first: no packet leaves without them.
-        let mut failures = self.firewall.reconcile();
+        let mut failures = Vec::new();
         let mut have = match self.shadow.take() {
             Some(have) if !self.unsure => have,
             _ => self.kernel.observe()?,
@@ -391,7 +412,7 @@ impl Hold {
 
     /// What a user should know, though the overlay works.
     fn warnings(&self) -> Vec<String> {
-        let mut warnings = self.firewall.warnings();
+        let mut warnings = self.firewall.warnings().to_vec();
         let Some(have) = &self.shadow else { return warnings };
         if have.sysctls.get("net/ipv4/ip_forward").is_some_and(|value| value != "1") {
             warnings.push(

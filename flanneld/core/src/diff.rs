@@ -85,9 +85,9 @@ fn peers(want: &Overlay, have: &Overlay, ops: &mut BTreeSet<Op>) {
     for (mac, remote) in want.fdb.difference(&have.fdb) {
         ops.insert(Op::SetFdb(name.clone(), *mac, remote.address));
     }
-    // A unicast address has one node: setting the new one replaces the old one.
-    let wanted: BTreeSet<_> = want.fdb.iter().map(|(mac, _)| *mac).collect();
-    for (mac, remote) in have.fdb.iter().filter(|(mac, _)| !wanted.contains(mac)) {
+    // Setting the node of an address replaces the one that it had.
+    let replaced: BTreeSet<_> = want.fdb.difference(&have.fdb).map(|(mac, _)| *mac).collect();
+    for (mac, remote) in have.fdb.difference(&want.fdb).filter(|(mac, _)| !replaced.contains(mac)) {
         ops.insert(Op::DelFdb(name.clone(), *mac, *remote));
     }
     for (address, mac) in &want.neighbours {

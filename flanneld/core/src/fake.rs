@@ -52,7 +52,10 @@ impl FakeKernel {
         let device = self.now.device.as_ref().ok_or("no device")?;
         match op {
             Op::SetNeighbour(..) | Op::SetRoute(..) if !device.up => Err("the device is down"),
-            Op::DelFdb(_, mac, _) if self.now.neighbours.values().any(|m| m == mac) => {
+            Op::DelFdb(_, mac, _)
+                if self.now.neighbours.values().any(|m| m == mac)
+                    && self.now.fdb.iter().filter(|(m, _)| m == mac).count() == 1 =>
+            {
                 Err("a neighbour points to it")
             }
             Op::SetNeighbour(_, _, mac) if !self.now.fdb.iter().any(|(m, _)| m == mac) => {

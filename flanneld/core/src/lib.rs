@@ -10,6 +10,7 @@ pub mod desired;
 pub mod diff;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
+pub mod forward;
 pub mod host;
 mod json;
 pub mod kernel;

@@ -1,0 +1,78 @@
+//! `flanneld cleanup`: what flanneld made on this node goes, except its lease.
+
+use std::fs;
+
+use anyhow::Context;
+use linux::route::Filter;
+use netmodel::{IfName, ROUTE_PROTOCOL, Subnet};
+use overlay_core::masquerade::Wishes;
+
+use crate::{
+    commands::{need_privilege, print},
+    firewall::Firewall,
+    flags::Settings,
+    lock,
+    status::{self, Status},
+};
+
+/// Removes what flanneld made on this node, except its lease: device, routes, rules, files.
+///
+/// # Errors
+/// flanneld still runs, or the kernel refused something; the rest was removed.
+pub fn run(settings: &Settings) -> anyhow::Result<()> {
+    need_privilege()?;
+    let _lock = lock::subnet_file(&settings.subnet_file)?;
+    let status_file = status::path(&settings.subnet_file);
+    let status = Status::read(&status_file).unwrap_or_default();
+    let device = device_of(settings, &status)?;
+    let _device_lock = lock::device(&device)?;
+    let mut said = format!("removed what belongs to {device}");
+    let mut failures = remove(&device, &status).err().into_iter().collect::<Vec<_>>();
+    for path in [&settings.subnet_file, &status_file] {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                failures
+                    .push(anyhow::Error::from(error).context(format!("failed to remove {}", path.display())));
+            }
+            _ => {}
+        }
+    }
+    if let Some(subnet) = &status.node.subnet {
+        said += &format!(
+            "\nthe lease of {subnet} stays until it ends: delete its key in etcd to free it at once"
+        );
+    }
+    print(&format!("{said}\n"))?;
+    failures.into_iter().next().map_or(Ok(()), Err)
+}
+
+/// The device that flanneld said it holds, or flannel's default.
+fn device_of(settings: &Settings, status: &Status) -> anyhow::Result<IfName> {
+    let name = status.node.device.as_deref().unwrap_or("flannel.1");
+    name.parse()
+        .with_context(|| format!("failed to read the status beside {}", settings.subnet_file.display()))
+}
+
+/// Removes rules, routes and the device.
+fn remove(device: &IfName, status: &Status) -> anyhow::Result<()> {
+    let none = Wishes { masquerade: false, at_random: false, forward: false };
+    let rules = Firewall::open(none).and_then(|mut firewall| firewall.cleanup(device));
+    let mut socket = linux::netlink::RouteSocket::open()?;
+    let link = socket.link(device)?.filter(|link| matches!(link.kind, linux::link::Kind::Vxlan(_)));
+    let network = status.node.network.as_deref().and_then(|network| network.parse::<Subnet>().ok());
+    let of_ours = Filter { protocol: Some(ROUTE_PROTOCOL), ..Filter::main(true) };
+    let index = link.as_ref().map(|link| link.index);
+    let mut requests = Vec::new();
+    for route in socket.routes(of_ours)? {
+        let inside = network.is_some_and(|network| network.covers(&route.destination));
+        // Those of other programs of Weft have the same number.
+        if (index.is_some() && route.device == index) || (inside && route.device.is_none()) {
+            requests.push(route.delete(device));
+        }
+    }
+    requests.extend(link.map(|link| linux::link::delete(link.index, device)));
+    let gone = |result: &Result<(), linux::Error>| !matches!(result, Err(error) if !error.is_not_found());
+    let failed = socket.apply(&requests).into_iter().find(|result| !gone(result));
+    rules?;
+    Ok(failed.unwrap_or(Ok(()))?)
+}
