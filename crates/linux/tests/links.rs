@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use linux::{
     link::{self, Bridge, BridgePort, Change, Kind, LinkEvents, Veth, Vxlan},
-    netlink::RouteSocket,
+    netlink::{Connection, Protocol, Request, RouteSocket},
+    netns::Netns,
 };
+use netlink_packet_core::NLM_F_DUMP_INTR;
 use netmodel::{IfName, Mac, Mtu, Port, Vni};
 use world::{in_namespace, json, namespace, run};
 
@@ -245,5 +247,40 @@ fn the_announcement_of_a_bridge_port_is_not_taken_for_the_end_of_the_link() {
         assert!(!events.is_gone(index, Duration::from_millis(200)).unwrap());
         run("ip link del veth0");
         assert!(events.is_gone(index, Duration::from_secs(10)).unwrap());
+    });
+}
+
+#[test]
+fn a_list_that_the_kernel_marks_as_inconsistent_is_read_again() {
+    in_namespace(|| {
+        let mut socket = RouteSocket::open().unwrap();
+        let many: Vec<Request> = (0..200).map(|number| bridge(&format!("br{number}")).add()).collect();
+        assert!(socket.apply(&many).iter().all(Result::is_ok));
+        let here = Netns::current().unwrap();
+        let churn = std::thread::spawn(move || {
+            let mut socket = RouteSocket::open_in(&here).unwrap();
+            for _ in 0..60 {
+                socket.request(&bridge("churn").add()).unwrap();
+                let index = socket.link(&name("churn")).unwrap().unwrap().index;
+                socket.request(&link::delete(index, &name("churn"))).unwrap();
+            }
+        });
+        let mut connection = Connection::open(Protocol::Route).unwrap();
+        let list =
+            Request { verb: "list", object: "links".to_owned(), kind: 18, flags: 0, payload: vec![0; 16] };
+        let (mut lists, mut repeated) = (0, 0);
+        while !churn.is_finished() {
+            let mut marked = false;
+            let links = connection.dump(&list, |message| {
+                marked |= message.flags & NLM_F_DUMP_INTR != 0;
+                Ok(Some(message.kind))
+            });
+            // The loopback, two hundred, and the one that comes and goes.
+            assert!((201..=202).contains(&links.unwrap().len()));
+            lists += 1;
+            repeated += u32::from(marked);
+        }
+        churn.join().unwrap();
+        eprintln!("{repeated} of {lists} lists were read again");
     });
 }
