@@ -181,7 +181,8 @@ impl Observed {
     }
 
     fn delete_chain(&mut self, name: &Name) -> Result<(), Refusal> {
-        if !self.chain_mut(name)?.rules.is_empty() || self.leads_to(name) {
+        self.chain_mut(name)?;
+        if self.leads_to(name) {
             return Err(Refusal::Busy { kind: "chain", name: name.to_string() });
         }
         self.chains.remove(name);

@@ -38,7 +38,7 @@ pub enum Change {
         /// `None` for a regular chain.
         base: Option<Base>,
     },
-    /// Deletes a chain without rules that nothing leads to.
+    /// Deletes a chain with its rules; nothing may lead to it.
     DeleteChain {
         /// The chain's name.
         name: Name,
