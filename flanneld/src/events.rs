@@ -102,6 +102,10 @@ fn take_neighbour(inbox: &Inbox, message: &NeighbourMessage, is_there: bool) {
     for attribute in &message.attributes {
         match attribute {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => ip = Some(*address),
+            // In a forwarding entry the family says nothing about the address.
+            NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
+                ip = <[u8; 4]>::try_from(bytes.as_slice()).ok().map(Ipv4Addr::from);
+            }
             NeighbourAttribute::LinkLayerAddress(bytes) => {
                 mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac);
             }
