@@ -313,9 +313,9 @@ impl Runner {
     fn write_status(&mut self) {
         let now = Instant::now();
         match self.status_at {
-            None => self.status_at = Some(now + STATUS_DELAY),
+            None if self.written.last().is_some() => self.status_at = Some(now + STATUS_DELAY),
             Some(at) if now < at => {}
-            Some(_) => {
+            _ => {
                 self.status_at = None;
                 let text = self.status().to_json();
                 if self.written.is_new(&text)

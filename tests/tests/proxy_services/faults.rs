@@ -1,0 +1,102 @@
+//! Bad manifests, missing privilege, and others who change our table.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use testkit::{Cmd, bin, eventually};
+
+use crate::world::{LIMIT, WEB, World, ask, web};
+
+#[test]
+fn a_broken_manifest_is_named_and_harms_nothing() -> Result<()> {
+    let Some(mut world) = World::new("broken", 2) else { return Ok(()) };
+    let _servers = world.tcp_servers()?;
+    world.write("web", &web(&[0]))?;
+    world.start_usual()?;
+    assert_eq!(ask(&world.pods[1], (WEB, 80))??.by, "pod0");
+    world.write("web", "apiVersion: v1\nkind: [Service\n")?;
+    world.write("bad", "{apiVersion: v1, kind: Service, metadata: {name: bad}, spec: {clusterIP: 10.96.0.9, ports: [{port: 99999}]}}")?;
+    world.proxy().wait_for_log("manifests/web.yaml: document 1 is neither YAML nor JSON", LIMIT)?;
+    world.proxy().wait_for_log("manifests/bad.yaml: Service default/bad: 99999 is not a port", LIMIT)?;
+    assert_eq!(ask(&world.pods[1], (WEB, 80))??.by, "pod0");
+    let log = world.proxy().log();
+    assert_eq!(log.matches("web.yaml").count(), 1, "{log}");
+    world.write("web", &web(&[1]))?;
+    world.proxy().wait_for_log("manifests/web.yaml: fine now", LIMIT)?;
+    let moved = eventually(LIMIT, || (ask(&world.pods[1], (WEB, 80)).ok()?.ok()?.by == "pod1").then_some(()));
+    assert!(moved.is_some());
+    let status = || world.command("status").ok().ok().filter(|ran| ran.stdout.contains("trouble: "));
+    let (status, _) = eventually(LIMIT, status).expect("a status with a trouble");
+    assert!(status.stdout.contains("default/bad: 99999 is not a port"), "{status}");
+    Ok(())
+}
+
+#[test]
+fn what_others_change_in_our_table_is_put_back_within_200_ms() -> Result<()> {
+    let Some(mut world) = World::new("repair", 1) else { return Ok(()) };
+    let _servers = world.tcp_servers()?;
+    world.write("web", &web(&[0]))?;
+    world.start_usual()?;
+    std::thread::sleep(Duration::from_millis(1500)); // until the last class has settled
+    let canonical = |world: &World| world.nft("table ip weft-proxy").map(|text| without_counters(&text));
+    let whole = canonical(&world)?;
+    for harm in [
+        "delete table ip weft-proxy",
+        "flush ruleset",
+        "flush chain ip weft-proxy services",
+        "flush map ip weft-proxy frontends",
+        "add element ip weft-proxy rejects { 10.96.0.7 . tcp . 80 }",
+        "add rule ip weft-proxy spread1 accept",
+        "insert rule ip weft-proxy nat-prerouting return",
+        "add chain ip weft-proxy stranger",
+        "add set ip weft-proxy stranger { type ipv4_addr; }",
+    ] {
+        world.node.wrap(Cmd::new("nft -f -").stdin(harm)).ok()?;
+        let start = Instant::now();
+        let back = eventually(LIMIT, || (canonical(&world).ok()? == whole).then_some(()));
+        let time = start.elapsed();
+        println!("nft {harm}: back after {time:?}");
+        assert!(back.is_some(), "nft {harm}: {}", canonical(&world)?);
+        assert!(time < Duration::from_millis(200), "nft {harm}: {time:?}");
+    }
+    assert!(ask(&world.node, (WEB, 80))?.is_ok());
+    Ok(())
+}
+
+/// The listing without the numbers that packets change.
+fn without_counters(text: &str) -> String {
+    let plain = |line: &str| {
+        let mut words: Vec<&str> = line.split_whitespace().collect();
+        while let Some(at) = words.iter().position(|word| *word == "packets") {
+            words.drain(at..(at + 4).min(words.len()));
+        }
+        words.join(" ")
+    };
+    text.lines().map(plain).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn without_the_privilege_one_line_says_so() -> Result<()> {
+    let Some(world) = World::new("noroot", 0) else { return Ok(()) };
+    let program = bin("weft-proxy").display().to_string();
+    let from = format!("file:{}", world.dir.write("readable.yaml", web(&[]))?.display());
+    let cmd = Cmd::new("setpriv --reuid=65534 --regid=65534 --clear-groups").arg(program);
+    let ran = world.node.wrap(cmd.args(["--from", &from])).run()?;
+    assert!(!ran.success());
+    let said: Vec<_> = ran.stderr.lines().filter(|line| !line.contains(" WARN ")).collect();
+    assert!(said.len() == 1 && said[0].contains("root"), "{said:?}");
+    Ok(())
+}
+
+#[test]
+fn a_wrong_flag_is_an_error_and_a_meaningless_one_a_warning() -> Result<()> {
+    let Some(world) = World::new("flags", 0) else { return Ok(()) };
+    let wrong = world.command("plan --no-such-flag --cluster-cidr 10.0.0.0").run()?;
+    assert!(!wrong.success() && wrong.stdout.is_empty());
+    for part in ["no-such-flag", "\"10.0.0.0\" is no range"] {
+        assert!(wrong.stderr.contains(part), "{}", wrong.stderr);
+    }
+    let warned = world.command("plan --proxy-mode nftables").ok()?;
+    assert_eq!(warned.stderr.matches("proxy-mode").count(), 1, "{}", warned.stderr);
+    Ok(())
+}

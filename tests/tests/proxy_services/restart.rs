@@ -1,0 +1,128 @@
+//! Killed at any moment, started again: connections don't notice, and the table ends up the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddrV4;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use testkit::Random;
+use testkit::traffic::Connector;
+
+use crate::world::{LIMIT, WEB, World, pod_ip, web};
+
+#[test]
+fn a_kill_and_a_restart_cost_no_connection() -> Result<()> {
+    let Some(mut world) = World::new("kill", 3) else { return Ok(()) };
+    let _servers = world.tcp_servers()?;
+    world.write("web", &web(&[0, 1]))?;
+    world.start_usual()?;
+    let connector =
+        Connector::start(&world.pods[2], SocketAddrV4::new(WEB, 80), 200, Duration::from_secs(1))?;
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_millis(500));
+        world.proxy().kill();
+        std::thread::sleep(Duration::from_millis(300));
+        world.start_usual()?;
+        let log = world.proxy().log();
+        assert!(log.contains("restarted=true changes=0"), "nothing had changed: {log}");
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(world.proxy().terminate(LIMIT)?, Some(0));
+    assert!(world.nft("tables")?.contains("weft-proxy"), "the table outlives the program");
+    let tally = connector.stop()?;
+    println!("{tally:?}");
+    assert!(tally.total() >= 500 && tally.failures() == 0, "{tally:?}");
+    Ok(())
+}
+
+/// What the table says, whatever numbers it says it with: each front end with its chain and endpoints, and all
+/// other elements. As `nft -j` reads it.
+fn meaning(world: &World) -> Result<BTreeSet<String>> {
+    let listed = world.node.cmd("nft -j list table ip weft-proxy").json()?;
+    let objects = listed["nftables"].as_array().context("no objects")?;
+    let mut elements: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    let mut said = BTreeSet::new();
+    for object in objects {
+        if let Some(set) = object.get("set").or_else(|| object.get("map")) {
+            let name = set["name"].as_str().context("no name")?.to_owned();
+            elements.insert(name, set["elem"].as_array().cloned().unwrap_or_default());
+        } else if let Some(rule) = object.get("rule") {
+            said.insert(format!("{} {}", rule["chain"], rule["expr"]));
+        } else if let Some(chain) = object.get("chain") {
+            said.insert(format!("chain {} {} {}", chain["name"], chain["hook"], chain["prio"]));
+        }
+    }
+    let of = |name: &str| elements.get(name).into_iter().flatten();
+    let number = |value: &Value| value.as_u64().unwrap_or_default();
+    let mut rows: BTreeMap<u64, Vec<String>> = BTreeMap::new();
+    for row in of("endpoints") {
+        rows.entry(number(&plain(&row[0])["concat"][0])).or_default().push(row[1].to_string());
+    }
+    let mut used = BTreeSet::new();
+    for map in ["frontends", "nodeports"] {
+        for front in of(map) {
+            let value = number(&front[1]);
+            let class = of("classes").find(|class| number(&class[0]) == value & 0xfff).context("no class")?;
+            let mut endpoints = rows.get(&(value & !0xfff)).cloned().unwrap_or_default();
+            endpoints.sort();
+            used.insert(value & !0xfff);
+            said.insert(format!("{map} {} {} {endpoints:?}", plain(&front[0]), class[1]));
+        }
+    }
+    let leftover: Vec<_> = rows.keys().filter(|id| !used.contains(id)).collect();
+    anyhow::ensure!(leftover.is_empty(), "rows without a front end: {leftover:?}");
+    for set in ["cluster-ips", "nodeport-ips", "pod-ranges", "hairpins", "rejects", "nodeport-rejects"] {
+        said.extend(of(set).map(|element| format!("{set} {}", plain(element))));
+    }
+    Ok(said)
+}
+
+/// An element's key without counter and comment.
+fn plain(key: &Value) -> Value {
+    key.get("elem").map_or_else(|| key.clone(), |elem| elem["val"].clone())
+}
+
+/// Once nothing changes any more, the chains of classes without a front end have gone, too.
+fn settled(world: &World) -> Result<BTreeSet<String>> {
+    std::thread::sleep(Duration::from_millis(1300));
+    meaning(world)
+}
+
+/// The endpoints of two Services that one step of the test wants.
+fn manifests(random: &mut Random) -> (String, String) {
+    let some =
+        |random: &mut Random| (0..4).filter(|_| random.number().is_multiple_of(2)).collect::<Vec<usize>>();
+    let (first, second) = (some(random), some(random));
+    (web(&first), web(&second).replace("web", "more").replace("10.96.0.7", "10.96.0.8").replace("300", "310"))
+}
+
+#[test]
+fn killed_at_200_random_moments_the_table_is_right_after_the_next_start() -> Result<()> {
+    let Some(mut world) = World::new("kills", 0) else { return Ok(()) };
+    let mut random = Random::printed();
+    world.write("web", &web(&[0]))?;
+    world.start_usual()?;
+    let mut last = (String::new(), String::new());
+    for _ in 0..200 {
+        for _ in 0..=random.number() % 3 {
+            last = manifests(&mut random);
+            world.write("web", &last.0)?;
+            world.write("more", &last.1)?;
+            std::thread::sleep(random.below(Duration::from_millis(15)));
+        }
+        world.proxy().kill();
+        world.start_usual()?;
+        let table = meaning(&world)?;
+        let endpoints = |text: &str| (0..4).filter(|p| text.contains(&pod_ip(*p).to_string())).count();
+        let fronts = 5 * usize::from(endpoints(&last.0) > 0) + 5 * usize::from(endpoints(&last.1) > 0);
+        let found = table.iter().filter(|l| l.starts_with("frontends") || l.starts_with("nodeports")).count();
+        assert_eq!(found, fronts, "{table:#?}");
+    }
+    let killed = settled(&world)?;
+    world.proxy().kill();
+    world.command("cleanup").ok()?;
+    world.start_usual()?;
+    assert_eq!(killed, settled(&world)?);
+    Ok(())
+}

@@ -1,0 +1,94 @@
+//! UDP: a client that goes on from one port follows its Service.
+
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use testkit::traffic::{Server, ask_udp};
+use testkit::{Netns, eventually};
+
+use crate::world::{LIMIT, TARGET, WEB, World, pod_ip, web};
+
+const DNS: SocketAddrV4 = SocketAddrV4::new(WEB, 53);
+
+fn servers(world: &World) -> Result<Vec<Server>> {
+    let server = |(index, pod): (usize, &Netns)| {
+        Server::udp(pod, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, TARGET), &format!("pod{index}"))
+    };
+    world.pods.iter().enumerate().map(server).collect()
+}
+
+/// A socket that keeps its port.
+fn client(pod: &Netns) -> Result<UdpSocket> {
+    pod.inside(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 40_000)))?.context("bind")
+}
+
+/// Asks until that server answers, on a flow that is never idle; how long it took.
+fn answered_by(socket: &UdpSocket, name: &str) -> Result<Duration> {
+    let asked = || {
+        let answer = ask_udp(socket, DNS, Duration::from_millis(50));
+        answer.ok().filter(|answer| answer.by == name).map(drop)
+    };
+    eventually(LIMIT, asked).map(|((), time)| time).with_context(|| format!("{name} does not answer"))
+}
+
+/// The flows of the client's port, as `conntrack` shows them.
+fn flows(world: &World) -> Result<String> {
+    Ok(world.node.cmd("conntrack -L -p udp --orig-port-src 40000").run()?.stdout)
+}
+
+#[test]
+fn one_source_port_survives_the_replacement_of_the_endpoint() -> Result<()> {
+    let Some(mut world) = World::new("udp", 3) else { return Ok(()) };
+    let _servers = servers(&world)?;
+    world.write("web", &web(&[0]))?;
+    world.start_usual()?;
+    let socket = client(&world.pods[2])?;
+    answered_by(&socket, "pod0")?;
+    world.write("web", &web(&[1]))?;
+    let time = answered_by(&socket, "pod1")?;
+    println!("the new endpoint answers the same port after {time:?}");
+    assert!(time < Duration::from_secs(1));
+    let left = flows(&world)?;
+    assert!(
+        left.contains(&format!("src={}", pod_ip(1))) && !left.contains(&format!("src={}", pod_ip(0))),
+        "{left}"
+    );
+    Ok(())
+}
+
+/// Scaled to zero, or deleted, or changed while no proxy ran: the flow goes, and only the stale one.
+#[test]
+fn flows_of_a_service_that_is_gone_are_forgotten() -> Result<()> {
+    let Some(mut world) = World::new("udpgone", 3) else { return Ok(()) };
+    let _servers = servers(&world)?;
+    world.write("web", &web(&[0]))?;
+    world.start_usual()?;
+    let socket = client(&world.pods[2])?;
+    let forgotten = |world: &World| {
+        let gone = eventually(LIMIT, || (!flows(world).ok()?.contains("sport=40000")).then_some(()));
+        gone.map(|((), time)| time).with_context(|| format!("still there: {:?}", flows(world)))
+    };
+    answered_by(&socket, "pod0")?;
+    world.write("web", &web(&[]))?;
+    println!("scaled to zero: forgotten after {:?}", forgotten(&world)?);
+    world.write("web", &web(&[0]))?;
+    answered_by(&socket, "pod0")?;
+    world.write("web", "# the Service is deleted\n")?;
+    println!("deleted: forgotten after {:?}", forgotten(&world)?);
+    world.write("web", &web(&[0, 1]))?;
+    world.wait_nft("map ip weft-proxy frontends", "10.96.0.7 . udp . 53")?;
+    let both = eventually(LIMIT, || ask_udp(&socket, DNS, Duration::from_millis(100)).ok());
+    let (first, _) = both.context("no answer")?;
+    let (stays, other) = if first.by == "pod0" { (0, 1) } else { (1, 0) };
+    world.proxy().kill();
+    world.write("web", &web(&[stays]))?;
+    world.start_usual()?;
+    answered_by(&socket, &format!("pod{stays}"))?;
+    assert_eq!(flows(&world)?.lines().count(), 1, "a flow whose endpoint stays is left alone");
+    world.proxy().kill();
+    world.write("web", &web(&[other]))?;
+    world.start_usual()?;
+    answered_by(&socket, &format!("pod{other}"))?;
+    Ok(())
+}
