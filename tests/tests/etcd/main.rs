@@ -4,5 +4,6 @@
 mod leases;
 mod node;
 mod outages;
+mod program;
 mod server;
 mod trouble;

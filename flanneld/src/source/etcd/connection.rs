@@ -94,7 +94,7 @@ impl Connection {
                     self.failed(index);
                     let url = self.members[index].url.clone();
                     let cause = with_hint(&url, self.settings.identity.is_none(), cause);
-                    causes.push((url, cause));
+                    causes.push((index, url, cause));
                 }
                 Err(Verdict::Refused(cause)) => {
                     self.members[index].client = None;
@@ -102,7 +102,9 @@ impl Connection {
                 }
             }
         }
-        Err(Failure::unreachable(causes))
+        // Always in the same order, so that the same trouble is said once.
+        causes.sort();
+        Err(Failure::unreachable(causes.into_iter().map(|(_, url, cause)| (url, cause))))
     }
 
     /// The member that answered last broke off, in the middle of a watch.

@@ -23,10 +23,14 @@ pub(super) enum Failure {
 
 impl Failure {
     /// `causes` are endpoints with what went wrong there.
-    pub(super) fn unreachable(causes: Vec<(String, String)>) -> Self {
-        let answered = causes.iter().any(|(_, cause)| cause.starts_with("etcdserver: "));
-        let causes: Vec<_> = causes.into_iter().map(|(url, cause)| format!("{url}: {cause}")).collect();
-        let causes = causes.join("; ");
+    pub(super) fn unreachable(causes: impl IntoIterator<Item = (String, String)>) -> Self {
+        let mut answered = false;
+        let mut lines = Vec::new();
+        for (url, cause) in causes {
+            answered |= cause.starts_with("etcdserver: ");
+            lines.push(format!("{url}: {cause}"));
+        }
+        let causes = lines.join("; ");
         if answered { Self::Unable(causes) } else { Self::Unreachable(causes) }
     }
 
@@ -96,7 +100,7 @@ mod tests {
     #[test]
     fn who_answers_that_it_cannot_is_not_called_silent() {
         let says = |causes: &[(&str, &str)]| {
-            let causes = causes.iter().map(|(url, cause)| ((*url).to_owned(), (*cause).to_owned())).collect();
+            let causes = causes.iter().map(|(url, cause)| ((*url).to_owned(), (*cause).to_owned()));
             Failure::unreachable(causes).to_string()
         };
         assert_eq!(says(&[("a", "refused")]), "etcd does not answer: a: refused");

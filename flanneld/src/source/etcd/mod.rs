@@ -61,7 +61,7 @@ impl Default for Times {
 /// Longest wait before etcd is asked again while it is away.
 const AWAY: Duration = Duration::from_secs(1);
 /// Longest wait before the configuration or a free subnet is looked for again.
-const MISSING: Duration = Duration::from_secs(3);
+const MISSING: Duration = Duration::from_secs(2);
 /// A watch that breaks off as soon as it is open, this often in a row, is worth a line and a wait.
 const SHORT_WATCHES: u32 = 2;
 /// Changes that come within this time are published together.
@@ -211,8 +211,13 @@ impl Session {
             lease.value.parse::<LeaseValue>().is_ok_and(|value| value.backend_type.is_empty())
         };
         let udp_leases = self.snapshot.leases.values().filter(|lease| udp(lease)).count();
-        for note in config.notes.iter().chain(&config.backend_note(udp_leases)) {
+        for note in &config.notes {
             tracing::warn!("{note}");
+        }
+        match config.backend_note(udp_leases) {
+            Some(note) if udp_leases > 0 => tracing::warn!("{note}"),
+            Some(note) => tracing::info!("{note}"),
+            None => {}
         }
         self.config = Some((text, config));
         Ok(())
