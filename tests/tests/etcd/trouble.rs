@@ -1,14 +1,17 @@
 //! What an operator is told, and how etcd is reached by TLS and with a password.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
 use daemon::Secret;
-use flanneld::{flags::EtcdSettings, source};
+use flanneld::{
+    flags::EtcdSettings,
+    source::{self, etcd::Times},
+};
 use testkit::{Cmd, TempDir};
 
 use crate::{
-    node::{Node, facts, quick, settings},
+    node::{Node, eventually, facts, key, quick, settings},
     server::{PREFIX, Server},
 };
 
@@ -112,9 +115,9 @@ async fn a_look_writes_nothing() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_user_with_a_password_gets_in_and_the_password_shows_nowhere() -> Result<()> {
-    let server = Server::start(1)?;
+/// An etcd that asks for names, and knows `flannel` with the password `hunter2`.
+fn with_users(extra: &[&str]) -> Result<Server> {
+    let server = Server::start_with(1, extra)?;
     server.put_config()?;
     for line in [
         "user add root:rootpw",
@@ -128,21 +131,47 @@ async fn a_user_with_a_password_gets_in_and_the_password_shows_nowhere() -> Resu
     }
     server.ctl(&format!("role grant-permission flannel --prefix=true readwrite {PREFIX}/")).ok()?;
     server.ctl("auth enable").ok()?;
-    let with = |password: &str| EtcdSettings {
-        user: Some(("flannel".to_owned(), Secret::new(password.to_owned()))),
-        ..settings(&server)
-    };
-    let mut wrong = Node::start_with(&with("secret-but-wrong"), quick(), facts(1));
+    Ok(server)
+}
+
+fn as_user(server: &Server, password: &str) -> EtcdSettings {
+    EtcdSettings { user: Some(("flannel".to_owned(), Secret::new(password.to_owned()))), ..settings(server) }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_with_a_password_gets_in_and_the_password_shows_nowhere() -> Result<()> {
+    let server = with_users(&[])?;
+    let mut wrong = Node::start_with(&as_user(&server, "secret-but-wrong"), quick(), facts(1));
     let problem = wrong.problem().await?;
     assert!(problem.contains("authentication failed, invalid user ID or password"), "{problem}");
     assert!(!problem.contains("secret-but-wrong"), "{problem}");
     let nobody = Node::start(&server, 2).problem().await?;
     assert!(nobody.contains("can't be used: etcdserver: user name is empty"), "{nobody}");
-    let mut right = Node::start_with(&with("hunter2"), quick(), facts(3));
+    let mut right = Node::start_with(&as_user(&server, "hunter2"), quick(), facts(3));
     right.leased().await?;
     server.ctl(&format!("--user=root:rootpw put {PREFIX}/subnets/10.5.99.0-24 {{}}")).ok()?;
     right.knows(2).await?;
-    assert!(!format!("{:?}", with("hunter2")).contains("hunter2"));
+    assert!(!format!("{:?}", as_user(&server, "hunter2")).contains("hunter2"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_that_has_ended_is_renewed_without_a_word() -> Result<()> {
+    let server = with_users(&["--auth-token-ttl=1"])?;
+    let renewing = EtcdSettings { renew_margin: Duration::from_secs(4), ..as_user(&server, "hunter2") };
+    let times = Times { lease: Duration::from_secs(8), ..quick() };
+    let mut node = Node::start_with(&renewing, times, facts(1));
+    let own = node.leased().await?.own;
+    let path = format!("{PREFIX}/subnets/{}", key(own.subnet));
+    let term = || -> Result<String> {
+        let answer = server.ctl(&format!("--user=root:rootpw get {path} -w json")).json()?;
+        Ok(answer["kvs"][0]["lease"].to_string())
+    };
+    let first = term()?;
+    eventually("renewed", || Ok(term()? != first)).await?;
+    let view = node.view.borrow();
+    assert_eq!((view.state.problem.as_deref(), view.state.connected), (None, true));
+    assert_eq!(view.assignment.as_ref().and_then(|a| a.note.clone()), None);
     Ok(())
 }
 
