@@ -47,14 +47,50 @@ pub(crate) fn batch_of(mut bytes: &[u8]) -> Vec<Sent> {
     while bytes.len() >= 20 {
         let length = u32::from_ne_bytes(bytes[..4].try_into().unwrap()) as usize;
         let half = |at: usize| u16::from_ne_bytes(bytes[at..at + 2].try_into().unwrap());
-        let body = bytes[20..length].to_vec();
+        let body = joined(attributes(&bytes[20..length], false));
         all.push(Sent { kind: half(4), flags: half(6) & !ACK, family: bytes[16..20].to_vec(), body });
         bytes = &bytes[length.next_multiple_of(4)..];
     }
     all
 }
 
+/// The attributes in `bytes`: kind and everything. libmnl leaves whatever was there between the end of a value
+/// and the next; here it is zero.
+fn attributes(mut bytes: &[u8], sort: bool) -> Vec<(u16, Vec<u8>)> {
+    let mut all = Vec::new();
+    while bytes.len() >= 4 {
+        let length = usize::from(u16::from_ne_bytes([bytes[0], bytes[1]])).max(4);
+        let kind = u16::from_ne_bytes([bytes[2], bytes[3]]);
+        let value = &bytes[4..length];
+        let value = if kind & 0x8000 != 0 { joined(attributes(value, sort)) } else { value.to_vec() };
+        let mut whole = [&bytes[..4], &value].concat();
+        whole.resize(length.next_multiple_of(4), 0);
+        all.push((kind & 0x3fff, whole));
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    if sort {
+        // Equal kinds (the entries of a list) stay in order.
+        all.sort_by_key(|(kind, _)| *kind);
+    }
+    all
+}
+
+fn joined(attributes: Vec<(u16, Vec<u8>)>) -> Vec<u8> {
+    attributes.into_iter().flat_map(|(_, bytes)| bytes).collect()
+}
+
 impl Sent {
+    /// The message with its attributes in the order of their kinds, without some of them, and without the
+    /// flags that say what to do if the object is there already.
+    pub(crate) fn sorted_without(&self, without: &[u16]) -> Self {
+        const APPEND: u16 = 0x800;
+        const EXCL: u16 = 0x200;
+        let mut sorted = attributes(&self.body, true);
+        sorted.retain(|(kind, _)| !without.contains(kind));
+        let body = joined(sorted);
+        Self { flags: self.flags & !(APPEND | EXCL), family: self.family.clone(), body, ..*self }
+    }
+
     /// The text is somewhere in the message.
     pub(crate) fn mentions(&self, text: &str) -> bool {
         self.body.windows(text.len()).any(|window| window == text.as_bytes())
@@ -63,7 +99,8 @@ impl Sent {
 
 impl fmt::Debug for Sent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "message {}:{} flags {:#x}", self.kind >> 8, self.kind & 0xff, self.flags)?;
+        let Self { kind, flags, family, .. } = self;
+        writeln!(f, "message {}:{} flags {flags:#x} family {family:?}", kind >> 8, kind & 0xff)?;
         tree(f, &self.body, 1)
     }
 }
