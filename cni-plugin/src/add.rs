@@ -13,7 +13,7 @@ use crate::{
     linkage::{self, Host},
     lock, nat, networks,
     networks::Call,
-    pod,
+    pod::{self, Pod},
     reservations::Reservations,
     undo::{Step, Undo},
 };
@@ -24,7 +24,10 @@ pub(crate) fn add(call: &Call) -> Result<String, Error> {
     let bridge = Bridge::parse(&network, &call.args)?;
     let previous = network.previous().map(Outcome::parse).transpose()?;
     let netns = pod::open(call)?;
-    refuse_taken(call, &netns)?;
+    let mut pod = Pod::enter(&netns, &call.who.ifname)?;
+    if pod.is_taken()? {
+        return Err(linkage::taken(&call.who.ifname, &linkage::host_name(&call.who)?));
+    }
     let reservations = networks::reservations(&network)?;
     let mut undo = Undo::new(&call.who, reservations.as_ref());
     let chosen = match bridge.ipam.as_ref().zip(reservations.as_ref()) {
@@ -32,21 +35,12 @@ pub(crate) fn add(call: &Call) -> Result<String, Error> {
         None => Vec::new(),
     };
     let plan = Plan::new(&bridge, &call.who, &chosen);
-    let interfaces = attach(call, (&bridge, &plan), &netns, &mut undo)?;
+    let interfaces = attach(call, (&bridge, &plan), (&netns, pod), &mut undo)?;
     let made = outcome(&bridge, &plan, interfaces)?;
     let whole = previous.map_or(made.clone(), |previous| made.after(previous));
     let text = whole.to_json(network.version)?;
     undo.keep();
     Ok(text)
-}
-
-/// The container has no interface of that name.
-fn refuse_taken(call: &Call, netns: &Netns) -> Result<(), Error> {
-    let mut socket = RouteSocket::open_in(netns).map_err(|e| kernel(&e))?;
-    match socket.link(&call.who.ifname).map_err(|e| kernel(&e))? {
-        Some(_) => Err(linkage::taken(&call.who.ifname, &linkage::host_name(&call.who)?)),
-        None => Ok(()),
-    }
 }
 
 /// One address of each set.
@@ -60,8 +54,10 @@ fn reserve(
     let mut chosen = Vec::with_capacity(ipam.sets.len());
     for (index, set) in ipam.sets.iter().enumerate() {
         let one = locked.reserve(index, set, &ipam.requested, &call.who)?;
-        undo.push(Step::Reserved(one));
-        chosen.push(one);
+        if one.is_new {
+            undo.push(Step::Reserved(one.chosen));
+        }
+        chosen.push(one.chosen);
     }
     Ok(chosen)
 }
@@ -70,7 +66,7 @@ fn reserve(
 fn attach(
     call: &Call,
     (bridge, plan): (&Bridge, &Plan),
-    netns: &Netns,
+    (netns, mut pod): (&Netns, Pod<'_>),
     undo: &mut Undo<'_>,
 ) -> Result<Vec<Interface>, Error> {
     let socket = RouteSocket::open().map_err(|e| kernel(&e))?;
@@ -82,15 +78,12 @@ fn attach(
         nat::start(&pods.collect::<Vec<_>>(), &call.who, undo)?;
     }
     let indexes = host.cable(&device, netns, &call.who, undo)?;
-    pod::configure(netns, indexes.far, &call.who.ifname, plan)?;
-    let (switch, near) = (host.report(device.index)?, host.report(indexes.near)?);
-    let far = Interface {
-        name: call.who.ifname.to_string(),
-        mac: plan.mac.to_string(),
-        sandbox: call.netns.clone().unwrap_or_default(),
-        mtu: near.mtu,
-    };
-    Ok(vec![switch, near, far])
+    pod.configure(indexes.far, plan)?;
+    // In this order: asking for the near end opens the port where the kernel has not got round to it.
+    let near = host.report(indexes.near)?;
+    pod.announce(indexes.far, plan)?;
+    let far = linkage::reported(&pod.report(indexes.far)?, call.netns.as_deref().unwrap_or_default());
+    Ok(vec![host.report(device.index)?, near, far])
 }
 
 fn outcome(bridge: &Bridge, plan: &Plan, interfaces: Vec<Interface>) -> Result<Outcome, Error> {

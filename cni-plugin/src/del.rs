@@ -35,7 +35,7 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
     // Only now: an address must not be given away while anything still goes with it.
     if let Some(reservations) = &reservations {
         let addresses: Vec<IpAddr> = addresses.iter().map(|a| a.address).collect();
-        reservations.release(&call.who, &addresses, complete)?;
+        reservations.release(&call.who, &addresses)?;
     }
     scratch.map_or(Ok(()), |scratch| scratch.remove())
 }

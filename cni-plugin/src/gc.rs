@@ -41,7 +41,18 @@ fn sweep_reservations(network: &Network, valid: &[Attachment]) -> Result<(), Err
     let is_valid = |content: &[u8]| owner_of(content).is_some() && valid.iter().any(|who| who.owns(content));
     let locked = reservations.lock(lock::PATIENCE)?;
     let all = reservations.all()?.into_iter().filter(|(_, content)| !is_valid(content));
-    let released: Vec<Result<(), Error>> =
-        all.map(|(ip, _)| locked.release_if(ip, |content| !is_valid(content))).collect();
+    let released: Vec<Result<(), Error>> = all
+        .map(|(ip, content)| {
+            locked.release_if(ip, |content| !is_valid(content))?;
+            let owner = owner_of(&content).and_then(|o| Some((o.container, o.ifname?.parse().ok()?)));
+            owner.map_or(Ok(()), |(container, ifname)| {
+                locked.forget(&Attachment {
+                    network: network.name.clone(),
+                    container: container.into(),
+                    ifname,
+                })
+            })
+        })
+        .collect();
     released.into_iter().collect()
 }

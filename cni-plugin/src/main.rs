@@ -10,6 +10,7 @@ mod check;
 mod del;
 mod failure;
 mod gc;
+mod index;
 mod linkage;
 mod lock;
 mod nat;

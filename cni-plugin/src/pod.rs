@@ -5,13 +5,17 @@ use std::path::Path;
 use cni_core::{Code, Error, Plan, PodRoute};
 use linux::{
     address::{Address, IfPresent, Scope},
-    link::{self, Change},
+    link::{self, Change, Link},
+    netlink::{Request, RouteSocket},
     netns::Netns,
     route, sysctl,
 };
 use netmodel::{IfName, Mtu};
 
-use crate::{failure, networks::Call};
+use crate::{
+    failure::{self, kernel},
+    networks::Call,
+};
 
 /// Opens the namespace of ADD and CHECK.
 ///
@@ -35,36 +39,72 @@ pub(crate) fn open_if_there(call: &Call) -> Option<Netns> {
 }
 
 fn is_own(netns: &Netns) -> Result<bool, Error> {
-    Netns::current().map(|own| own == *netns).map_err(|e| failure::kernel(&e))
+    Netns::current().map(|own| own == *netns).map_err(|e| kernel(&e))
 }
 
 fn unusable(path: &str, error: &linux::Error) -> Error {
     let reason = match error.raw_os_error() {
-        Some(libc_einval) if libc_einval == rustix::io::Errno::INVAL.raw_os_error() => {
+        Some(errno) if errno == rustix::io::Errno::INVAL.raw_os_error() => {
             format!("unknown FS magic on {path:?}")
         }
         Some(errno) => {
             let errno = std::io::Error::from_raw_os_error(errno);
             format!("failed to Statfs {path:?}: {}", failure::reason(&errno))
         }
-        None => failure::kernel(error).msg,
+        None => kernel(error).msg,
     };
     Error::new(Code::Internal, format!("failed to open netns {path:?}: {reason}"))
 }
 
-/// Configures interface `index` of the container: settings, up, addresses, routes.
-pub(crate) fn configure(netns: &Netns, index: u32, name: &IfName, plan: &Plan) -> Result<(), Error> {
-    let requests = requests(index, name, plan)?;
-    let done = netns.enter(|| {
-        settings(name, plan)?;
-        let mut socket = linux::netlink::RouteSocket::open()?;
-        socket.apply(&requests).into_iter().collect::<Result<(), _>>()
-    });
-    done.and_then(|result| result).map_err(|e| failure::kernel(&e))
+/// The container's side of one attachment.
+pub(crate) struct Pod<'a> {
+    netns: &'a Netns,
+    socket: RouteSocket,
+    name: &'a IfName,
+}
+
+impl<'a> Pod<'a> {
+    /// The side in `netns` whose interface is, or will be, `name`.
+    pub(crate) fn enter(netns: &'a Netns, name: &'a IfName) -> Result<Self, Error> {
+        let socket = RouteSocket::open_in(netns).map_err(|e| kernel(&e))?;
+        Ok(Self { netns, socket, name })
+    }
+
+    /// There is an interface of that name.
+    pub(crate) fn is_taken(&mut self) -> Result<bool, Error> {
+        self.socket.link(self.name).map(|link| link.is_some()).map_err(|e| kernel(&e))
+    }
+
+    /// Configures interface `index`: settings, up, addresses, routes.
+    pub(crate) fn configure(&mut self, index: u32, plan: &Plan) -> Result<(), Error> {
+        let requests = requests(index, self.name, plan)?;
+        let set = self.netns.enter(|| settings(self.name, plan)).and_then(|result| result);
+        set.map_err(|e| kernel(&e))?;
+        let done: Result<(), _> = self.socket.apply(&requests).into_iter().collect();
+        done.map_err(|e| kernel(&e))
+    }
+
+    /// Makes the kernel send a gratuitous ARP per IPv4 address and an unsolicited neighbour
+    /// advertisement per IPv6 one, by giving the interface its Ethernet address once more. To be called
+    /// when the way to the bridge is open: when the interface started it was not. A packet socket of
+    /// our own would cost 5 to 20 ms at its end.
+    pub(crate) fn announce(&mut self, index: u32, plan: &Plan) -> Result<(), Error> {
+        let again = Change { mac: Some(plan.mac), ..Change::default() };
+        self.socket.request(&link::change(index, self.name, &again)).map_err(|e| kernel(&e))
+    }
+
+    /// The interface as it is now. Asking makes the kernel bring its operational state up to date.
+    pub(crate) fn report(&mut self, index: u32) -> Result<Link, Error> {
+        let found = self.socket.link_by_index(index).map_err(|e| kernel(&e))?;
+        let gone = || {
+            Error::new(Code::Internal, format!("interface {} vanished while it was being set up", self.name))
+        };
+        found.ok_or_else(gone)
+    }
 }
 
 /// Routers must not configure a container, a container with an IPv6 address needs IPv6, and the
-/// kernel announces the addresses to the neighbours (see [`announce`]).
+/// kernel announces the addresses to the neighbours (see [`Pod::announce`]).
 fn settings(name: &IfName, plan: &Plan) -> Result<(), linux::Error> {
     let six = |setting| ["net", "ipv6", "conf", name.as_str(), setting];
     // A kernel without IPv6 has no such setting.
@@ -80,15 +120,7 @@ fn settings(name: &IfName, plan: &Plan) -> Result<(), linux::Error> {
     Ok(())
 }
 
-/// The request that makes the kernel send a gratuitous ARP per IPv4 address and an unsolicited
-/// neighbour advertisement per IPv6 one: the same Ethernet address once more, when the way to the
-/// bridge is open (when the interface started it was not). A packet socket of our own would cost
-/// 5 to 20 ms at its end.
-fn announce(index: u32, name: &IfName, plan: &Plan) -> linux::netlink::Request {
-    link::change(index, name, &Change { mac: Some(plan.mac), ..Change::default() })
-}
-
-fn requests(index: u32, name: &IfName, plan: &Plan) -> Result<Vec<linux::netlink::Request>, Error> {
+fn requests(index: u32, name: &IfName, plan: &Plan) -> Result<Vec<Request>, Error> {
     let mut requests = vec![link::set_up(index, name)];
     for chosen in &plan.addresses {
         let nodad = chosen.address.is_ipv6();
@@ -98,7 +130,6 @@ fn requests(index: u32, name: &IfName, plan: &Plan) -> Result<Vec<linux::netlink
     for planned in &plan.routes {
         requests.push(route(index, planned)?.add(name));
     }
-    requests.push(announce(index, name, plan));
     Ok(requests)
 }
 

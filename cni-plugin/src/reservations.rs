@@ -1,7 +1,8 @@
 //! Reserved addresses, in the reference's own format: one file per address that names its owner.
 //!
 //! A file comes into being complete, so that a crash leaves either nothing or a whole reservation.
-//! No call but DEL of something unknown, GC and STATUS looks at more files than its own.
+//! No call but DEL of something that the index does not know, GC and STATUS looks at more files than
+//! its own.
 
 use std::{
     fs::{self, File, Permissions},
@@ -18,7 +19,7 @@ use std::{
 use cni_core::{Attachment, Chosen, Code, Error, Range, RangeSet, owner_of};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, open};
 
-use crate::{failure, lock};
+use crate::{failure, index::Index, lock};
 
 /// The reservations of one network.
 pub(crate) struct Reservations {
@@ -28,7 +29,16 @@ pub(crate) struct Reservations {
 /// The reservations while nobody else changes them.
 pub(crate) struct Locked<'a> {
     folder: &'a Path,
+    index: Index,
     _lock: File,
+}
+
+/// A reservation that was made, or that an ADD which was cut short had made.
+pub(crate) struct Reserved {
+    /// The address.
+    pub(crate) chosen: Chosen,
+    /// It was made now.
+    pub(crate) is_new: bool,
 }
 
 impl Reservations {
@@ -52,12 +62,12 @@ impl Reservations {
                 .map_err(|e| failure::file("create", &self.folder, &e))?;
         }
         let lock = lock::take(&self.folder.join("lock"), patience)?;
-        Ok(Locked { folder: &self.folder, _lock: lock })
+        Ok(Locked { folder: &self.folder, index: Index::beside(&self.folder), _lock: lock })
     }
 
     /// `who` holds `address`.
     pub(crate) fn is_held(&self, address: IpAddr, who: &Attachment) -> bool {
-        fs::read(self.folder.join(address.to_string())).is_ok_and(|content| who.owns(&content))
+        is_held(&self.folder, address, who)
     }
 
     /// Every address with the content of its file.
@@ -67,8 +77,14 @@ impl Reservations {
         Ok(addresses.into_iter().filter_map(read).collect())
     }
 
+    /// Every address that somebody holds.
+    pub(crate) fn taken(&self) -> Result<Vec<IpAddr>, Error> {
+        let named = |(ip, content): (IpAddr, Vec<u8>)| owner_of(&content).is_some().then_some(ip);
+        Ok(self.all()?.into_iter().filter_map(named).collect())
+    }
+
     /// Every address that has a file.
-    pub(crate) fn addresses(&self) -> Result<Vec<IpAddr>, Error> {
+    fn addresses(&self) -> Result<Vec<IpAddr>, Error> {
         let failed = |e: io::Error| failure::file("list", &self.folder, &e);
         let entries = match fs::read_dir(&self.folder) {
             Ok(entries) => entries,
@@ -83,27 +99,22 @@ impl Reservations {
         Ok(found)
     }
 
-    /// Releases what `who` holds. `candidates` are addresses that it is known to have; unless they
-    /// are `complete` and each is found, all files are read.
-    pub(crate) fn release(
-        &self,
-        who: &Attachment,
-        candidates: &[IpAddr],
-        complete: bool,
-    ) -> Result<(), Error> {
+    /// Releases what `who` holds. `candidates` are addresses that it may have besides those of the
+    /// index. All files are read where the index knows nothing: for what other plugins reserved.
+    pub(crate) fn release(&self, who: &Attachment, candidates: &[IpAddr]) -> Result<(), Error> {
         if !self.exist() {
             return Ok(());
         }
-        let known = complete && !candidates.is_empty() && candidates.iter().all(|ip| self.is_held(*ip, who));
-        if known {
-            return self.release_these(who, candidates, lock::PATIENCE);
+        let mut addresses = Index::beside(&self.folder).all(who);
+        if addresses.is_empty() {
+            let all = self.all()?.into_iter();
+            addresses.extend(all.filter(|(_, content)| who.owns(content)).map(|(ip, _)| ip));
         }
-        let all = self.all()?.into_iter();
-        let held: Vec<IpAddr> = all.filter(|(_, content)| who.owns(content)).map(|(ip, _)| ip).collect();
-        self.release_these(who, &held, lock::PATIENCE)
+        addresses.extend(candidates);
+        self.release_these(who, &addresses, lock::PATIENCE)
     }
 
-    /// Releases those of `addresses` that `who` holds.
+    /// Releases those of `addresses` that `who` holds, or that nobody holds.
     pub(crate) fn release_these(
         &self,
         who: &Attachment,
@@ -114,37 +125,52 @@ impl Reservations {
             return Ok(());
         }
         let locked = self.lock(patience)?;
-        addresses.iter().try_for_each(|ip| locked.release_if(*ip, |content| who.owns(content)))
+        let is_free = |content: &[u8]| who.owns(content) || owner_of(content).is_none();
+        addresses.iter().try_for_each(|ip| locked.release_if(*ip, is_free))?;
+        locked.index.forget(who)
     }
 }
 
 impl Locked<'_> {
-    /// Reserves one address of set number `index` for `who`: the first of `requested` that lies in
-    /// it, else the next free one.
+    /// Reserves one address of set number `number` for `who`: the one it has already, the first of
+    /// `requested` that lies in the set, or else the next free one.
     pub(crate) fn reserve(
         &self,
-        index: usize,
+        number: usize,
         set: &RangeSet,
         requested: &[IpAddr],
         who: &Attachment,
-    ) -> Result<Chosen, Error> {
+    ) -> Result<Reserved, Error> {
         let asked = requested.iter().find_map(|ip| set.range_of(*ip).map(|range| (*ip, range)));
-        let (address, range) = match asked {
+        let before = self.index.get(who, number).filter(|ip| self.is_held(*ip, who));
+        if let Some(ip) = before {
+            let fits = asked.is_none_or(|(asked, _)| asked == ip);
+            match set.range_of(ip) {
+                Some(range) if fits => return Ok(Reserved { chosen: choose(ip, range), is_new: false }),
+                _ => self.release_if(ip, |content| who.owns(content))?,
+            }
+        }
+        let (ip, range) = match asked {
             Some((ip, range)) => {
-                self.reserve_requested(ip, range, who)?;
+                self.reserve_requested((ip, range), number, who)?;
                 (ip, range)
             }
-            None => self.reserve_next(index, set, who)?,
+            None => self.reserve_next(number, set, who)?,
         };
-        Ok(Chosen { address, prefix: range.subnet.prefix(), gateway: Some(range.gateway) })
+        Ok(Reserved { chosen: choose(ip, range), is_new: true })
     }
 
-    fn reserve_requested(&self, ip: IpAddr, range: &Range, who: &Attachment) -> Result<(), Error> {
+    fn reserve_requested(
+        &self,
+        (ip, range): (IpAddr, &Range),
+        number: usize,
+        who: &Attachment,
+    ) -> Result<(), Error> {
         let refused = |text: String| Err(Error::new(Code::Internal, text));
         if ip == range.gateway {
             return refused(format!("requested ip {ip} is subnet's gateway"));
         }
-        if self.try_reserve(ip, who)? {
+        if self.try_reserve(ip, number, who)? {
             return Ok(());
         }
         refused(format!("requested IP address {ip} is not available in range set {range}"))
@@ -152,14 +178,14 @@ impl Locked<'_> {
 
     fn reserve_next<'s>(
         &self,
-        index: usize,
+        number: usize,
         set: &'s RangeSet,
         who: &Attachment,
     ) -> Result<(IpAddr, &'s Range), Error> {
-        let marker = self.folder.join(format!("last_reserved_ip.{index}"));
+        let marker = self.folder.join(format!("last_reserved_ip.{number}"));
         let last = fs::read_to_string(&marker).ok().and_then(|text| text.trim().parse().ok());
         for (ip, range) in set.candidates(last) {
-            if self.try_reserve(ip, who)? {
+            if self.try_reserve(ip, number, who)? {
                 self.remember(&marker, ip)?;
                 return Ok((ip, range));
             }
@@ -168,19 +194,19 @@ impl Locked<'_> {
     }
 
     /// Reserves `ip` if it is free; a file that names nobody counts as free.
-    fn try_reserve(&self, ip: IpAddr, who: &Attachment) -> Result<bool, Error> {
+    fn try_reserve(&self, ip: IpAddr, number: usize, who: &Attachment) -> Result<bool, Error> {
         let path = self.folder.join(ip.to_string());
-        if create_whole(self.folder, &path, &who.reservation())? {
-            return Ok(true);
-        }
         match fs::read(&path) {
-            Ok(content) if owner_of(&content).is_none() => {
-                remove(&path)?;
-                create_whole(self.folder, &path, &who.reservation())
-            }
-            // Released meanwhile by somebody who takes no lock; the next one is as good.
-            _ => Ok(false),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Ok(content) if owner_of(&content).is_none() => remove(&path)?,
+            _ => return Ok(false),
         }
+        self.index.put(who, number, ip)?;
+        create_whole(self.folder, &path, &who.reservation())
+    }
+
+    fn is_held(&self, ip: IpAddr, who: &Attachment) -> bool {
+        is_held(self.folder, ip, who)
     }
 
     fn remember(&self, marker: &Path, ip: IpAddr) -> Result<(), Error> {
@@ -194,6 +220,11 @@ impl Locked<'_> {
         write().map_err(|e| failure::file("write", marker, &e))
     }
 
+    /// Forgets where the addresses of `who` are.
+    pub(crate) fn forget(&self, who: &Attachment) -> Result<(), Error> {
+        self.index.forget(who)
+    }
+
     /// Removes the reservation of `ip` if `doomed` says so of its content.
     pub(crate) fn release_if(&self, ip: IpAddr, doomed: impl Fn(&[u8]) -> bool) -> Result<(), Error> {
         let path = self.folder.join(ip.to_string());
@@ -202,6 +233,14 @@ impl Locked<'_> {
             _ => Ok(()),
         }
     }
+}
+
+fn is_held(folder: &Path, address: IpAddr, who: &Attachment) -> bool {
+    fs::read(folder.join(address.to_string())).is_ok_and(|content| who.owns(&content))
+}
+
+fn choose(address: IpAddr, range: &Range) -> Chosen {
+    Chosen { address, prefix: range.subnet.prefix(), gateway: Some(range.gateway) }
 }
 
 fn remove(path: &Path) -> Result<(), Error> {

@@ -14,7 +14,7 @@ pub(crate) fn status(network: &Network) -> Result<(), Error> {
     let bridge = Bridge::parse(&network, &Arguments::default())?;
     let Some(ipam) = bridge.ipam else { return Ok(()) };
     let Some(reservations) = networks::reservations(&network)? else { return Ok(()) };
-    let taken = reservations.addresses()?;
+    let taken = reservations.taken()?;
     for set in &ipam.sets {
         let inside = taken.iter().filter(|ip| set.range_of(**ip).is_some_and(|r| r.gateway != **ip)).count();
         if inside as u128 >= set.capacity() {

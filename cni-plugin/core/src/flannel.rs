@@ -30,7 +30,7 @@ pub fn status_file(subnet_file: &str) -> String {
 pub fn reason_in_status(text: &str) -> Option<String> {
     let Ok(Value::Object(map)) = serde_json::from_str(text) else { return None };
     let keys = Keys::root(&map);
-    keys.filled("reason").ok().flatten().map(str::to_owned)
+    ["problem", "reason"].iter().find_map(|key| keys.filled(key).ok().flatten()).map(str::to_owned)
 }
 
 /// Where the reference keeps one file per container with the configuration that it delegated.

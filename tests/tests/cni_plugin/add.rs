@@ -241,6 +241,26 @@ fn a_second_add_fails_and_leaves_the_first_alone() -> Result<()> {
 }
 
 #[test]
+fn an_add_that_was_cut_short_is_taken_up_again() -> Result<()> {
+    let Some(bed) = Bed::new("again")? else { return Ok(()) };
+    let (pod, other) = (Netns::new()?, Netns::new()?);
+    let who = Who::new("c1", &pod);
+    let veth =
+        call("ADD", &who, &bed.bridge()).result()["interfaces"][1]["name"].as_str().unwrap().to_owned();
+    call("ADD", &Who::new("c2", &other), &bed.bridge()).result();
+    // As after a kill between the reservation and the link.
+    Cmd::new(format!("ip link del {veth}")).ok()?;
+    let again = call("ADD", &who, &bed.bridge()).result();
+    assert_eq!(again["ips"][0]["address"], "10.99.0.2/24", "the address that it had");
+    assert_eq!(bed.reservations("net"), ["10.99.0.2", "10.99.0.3"]);
+    Cmd::new(format!("ip link del {veth}")).ok()?;
+    let asked = with(&bed.bridge(), &json!({"runtimeConfig": {"ips": ["10.99.0.44"]}}));
+    call("ADD", &who, &asked).result();
+    assert_eq!(bed.reservations("net"), ["10.99.0.3", "10.99.0.44"]);
+    Ok(())
+}
+
+#[test]
 fn a_failure_at_any_step_leaves_nothing() -> Result<()> {
     let Some(bed) = Bed::new("fail")? else { return Ok(()) };
     let pod = Netns::new()?;
@@ -320,7 +340,10 @@ fn a_missing_subnet_file_is_named_with_flannelds_reason() -> Result<()> {
         path.display()
     );
     assert_eq!(call("ADD", &who, &config).error(), (11, wanted.clone()));
-    bed.dir.write("status.json", r#"{"reason":"etcd at http://192.0.2.1:2379 does not answer"}"#)?;
+    bed.dir.write(
+        "status.json",
+        r#"{"ready":false,"problem":"etcd at http://192.0.2.1:2379 does not answer"}"#,
+    )?;
     let (_, text) = call("ADD", &who, &config).error();
     assert_eq!(text, format!("{wanted} flanneld says: etcd at http://192.0.2.1:2379 does not answer"));
     bed.dir.write("subnet.env", "FLANNEL_NETWORK=10.42.0.0/16\ngarbage\n\n")?;

@@ -69,11 +69,11 @@ impl Bed {
         }))
     }
 
-    /// Files of reservations of `network`, by name, without lock and markers.
+    /// Files of reservations of `network`, by name, without lock, markers and index.
     pub(crate) fn reservations(&self, network: &str) -> Vec<String> {
         let names = fs::read_dir(self.path("networks").join(network)).into_iter().flatten().flatten();
         let mut names: Vec<String> = names.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
-        names.retain(|name| name != "lock" && !name.starts_with("last_reserved_ip."));
+        names.retain(|name| name != "lock" && name != ".weft" && !name.starts_with("last_reserved_ip."));
         names.sort();
         names
     }

@@ -17,6 +17,7 @@ fn attached(bed: &Bed, id: &str) -> Result<(Netns, Who, Value)> {
 }
 
 fn assert_gone(bed: &Bed, what: &str) -> Result<()> {
+    assert!(!bed.path("networks/net/.weft").exists(), "{what}");
     assert_eq!((bed.reservations("net"), bed.veths()?), (vec![], vec![]), "{what}");
     Ok(())
 }
@@ -95,6 +96,19 @@ fn a_missing_subnet_file_and_a_garbled_state_are_fine() -> Result<()> {
         call("DEL", &who.homeless(), &config).silent();
         assert_eq!(bed.reservations("cbr0"), ["10.42.3.200"], "round {round}");
         assert!(bed.veths()?.is_empty() && !scratch.exists());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_garbled_reservation_of_its_own_goes_too() -> Result<()> {
+    let Some(bed) = Bed::new("own")? else { return Ok(()) };
+    for (garbage, homeless) in [("", true), ("\0\0", false)] {
+        let (_pod, who, _) = attached(&bed, "c1")?;
+        let file = bed.reservations("net").remove(0);
+        bed.dir.write(&format!("networks/net/{file}"), garbage)?;
+        call("DEL", &if homeless { who.homeless() } else { who }, &bed.bridge()).silent();
+        assert_gone(&bed, garbage)?;
     }
     Ok(())
 }

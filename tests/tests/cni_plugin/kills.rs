@@ -97,6 +97,11 @@ fn hammer(verb: &str) -> Result<()> {
             usual("ADD", &who, &config);
         }
         completed += u32::from(kill_after(Duration::from_micros(dice.below(limit)), verb, &who, &config));
+        if dice.below(4) == 0 {
+            // A runtime that tries again first: a second result, or the first link is in the way.
+            let again = call("ADD", &who, &config);
+            assert!(again.code == Some(0) || again.error().1.ends_with("already exists"), "{again:?}");
+        }
         let homeless = dice.below(4) == 0;
         let last = if homeless { who.homeless() } else { who.clone() };
         call("DEL", &last, &config).silent();
