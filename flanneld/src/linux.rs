@@ -239,7 +239,8 @@ impl Kernel for LinuxKernel {
                 results[place] = self.alone(op);
             } else if let Some(request) = self.request(op) {
                 batch.push((place, request));
-            } else {
+            } else if !op.removes_entry() {
+                // What hung on a device that is gone, is gone as well.
                 results[place] = Err(KernelError::Gone(self.scope.device.clone()));
             }
         }

@@ -10,7 +10,7 @@ use std::{
 
 use netmodel::{Mac, Subnet};
 use overlay_core::{
-    op::Change,
+    op::{Change, has_one_node},
     overlay::{Remote, RouteKey},
 };
 
@@ -46,7 +46,9 @@ impl Pending {
 pub enum Name {
     /// A neighbour.
     Neighbour(Ipv4Addr),
-    /// A forwarding entry.
+    /// The forwarding entry of one device's address.
+    Node(Mac),
+    /// A forwarding entry of a group's address, or that of zeros.
     Fdb(Mac, Remote),
     /// A route.
     Route(RouteKey),
@@ -82,6 +84,7 @@ impl Inbox {
     pub fn post_change(&self, change: Change) {
         let name = match change {
             Change::Neighbour(address, _) => Name::Neighbour(address),
+            Change::Fdb(mac, ..) if has_one_node(mac) => Name::Node(mac),
             Change::Fdb(mac, remote, _) => Name::Fdb(mac, remote),
             Change::Route(key, _) => Name::Route(key),
         };

@@ -64,6 +64,9 @@ impl FakeKernel {
             Op::DelNeighbour(_, address) if self.now.routes.values().any(|h| *h == Hop::Tunnel(*address)) => {
                 Err("a route points to it")
             }
+            Op::SetRoute(_, _, Hop::Tunnel(gateway)) if self.now.addresses.contains(&(*gateway, 32)) => {
+                Err("its gateway is this node itself")
+            }
             Op::SetRoute(_, _, Hop::Tunnel(gateway)) if !self.now.neighbours.contains_key(gateway) => {
                 Err("its gateway is no neighbour")
             }

@@ -273,6 +273,7 @@ prop_compose! {
         stray_routes in prop::collection::vec((0_u8..12, 0_u32..3, prop::bool::ANY), 0..5),
         stray_entries in prop::collection::vec((0_u8..12, 0_u8..12, prop::bool::ANY), 0..5),
         lost in prop::collection::vec(0_u8..12, 0..5),
+        addresses in prop::collection::btree_set((0_u8..12).prop_map(|n| ([10, 5, n, 0].into(), 32)), 0..3),
     ) -> Overlay {
         let mut have = settled(&leases);
         have.sysctls.insert("net/ipv4/ip_forward".to_owned(), u8::from(forward).to_string());
@@ -289,6 +290,7 @@ prop_compose! {
             have.fdb.retain(|(m, _)| m.0[5] != mac);
             have.neighbours.remove(&[10, 5, mac, 0].into());
         }
+        have.addresses = addresses;
         match device {
             // A device that is down has no routes and neighbours.
             Some(device) if !device.up => {

@@ -27,6 +27,9 @@ pub enum Op {
     SetUp(IfName),
     /// Adds an address to the device.
     AddAddress(IfName, Ipv4Addr, u8),
+    /// Removes an address from the device. Before routes: Linux refuses a gateway that is its own address,
+    /// such as that of a subnet which was ours and is a peer's now.
+    DelAddress(IfName, Ipv4Addr, u8),
     /// Adds a forwarding entry, or replaces the node of that Ethernet address.
     SetFdb(IfName, Mac, Ipv4Addr),
     /// Adds a permanent neighbour, or replaces its Ethernet address.
@@ -39,8 +42,14 @@ pub enum Op {
     DelNeighbour(IfName, Ipv4Addr),
     /// Removes a forwarding entry.
     DelFdb(IfName, Mac, Remote),
-    /// Removes an address from the device.
-    DelAddress(IfName, Ipv4Addr, u8),
+}
+
+impl Op {
+    /// It removes something that hangs on the device.
+    #[must_use]
+    pub const fn removes_entry(&self) -> bool {
+        matches!(self, Self::DelRoute(..) | Self::DelNeighbour(..) | Self::DelFdb(..) | Self::DelAddress(..))
+    }
 }
 
 impl fmt::Display for Op {
@@ -96,7 +105,7 @@ impl Overlay {
             Op::AddDevice(_, device) => self.device = Some(Device { up: false, ..device.clone() }),
             Op::DelDevice(_) => self.lose_device(),
             Op::AddAddress(_, address, length) => drop(self.addresses.insert((*address, *length))),
-            Op::DelAddress(_, address, length) => drop(self.addresses.remove(&(*address, *length))),
+            Op::DelAddress(_, address, length) => self.lose_address(*address, *length),
             Op::SetFdb(_, mac, node) => {
                 self.forget_node(*mac);
                 self.fdb.insert((*mac, Remote::plain(*node)));
@@ -125,6 +134,14 @@ impl Overlay {
         }
     }
 
+    /// With the last address of a device Linux flushes its routes and neighbours.
+    fn lose_address(&mut self, address: Ipv4Addr, length: u8) {
+        if self.addresses.remove(&(address, length)) && self.addresses.is_empty() {
+            self.neighbours.clear();
+            self.routes.retain(|_, hop| *hop == Hop::Blackhole);
+        }
+    }
+
     /// What goes with the device.
     pub(crate) fn lose_device(&mut self) {
         self.device = None;
@@ -148,18 +165,26 @@ impl Overlay {
         match *change {
             Change::Neighbour(address, Some(mac)) => drop(self.neighbours.insert(address, mac)),
             Change::Neighbour(address, None) => drop(self.neighbours.remove(&address)),
-            Change::Fdb(mac, remote, true) => {
-                // A unicast address has one node. No other kind of address is ever wanted.
-                if !mac.is_multicast() && !mac.is_zero() {
+            Change::Fdb(mac, remote, is_there) => {
+                if has_one_node(mac) {
                     self.forget_node(mac);
+                } else {
+                    self.fdb.remove(&(mac, remote));
                 }
-                self.fdb.insert((mac, remote));
+                if is_there {
+                    self.fdb.insert((mac, remote));
+                }
             }
-            Change::Fdb(mac, remote, false) => drop(self.fdb.remove(&(mac, remote))),
             Change::Route(key, Some(hop)) => drop(self.routes.insert(key, hop)),
             Change::Route(key, None) => drop(self.routes.remove(&key)),
         }
     }
+}
+
+/// Linux keeps one node for such an address; addresses of groups, and that of zeros, may have several.
+#[must_use]
+pub fn has_one_node(mac: Mac) -> bool {
+    !mac.is_multicast() && !mac.is_zero()
 }
 
 /// An object that the kernel says was changed, and what it is now.
