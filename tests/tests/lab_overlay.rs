@@ -152,8 +152,8 @@ fn a_peer_that_moves_takes_its_fdb_entry_along() -> Result<()> {
     let subnet = lab.nodes[1].subnet()?;
     lab.nodes[1].kill_flanneld();
     let moved = &lab.nodes[1];
-    moved.cmd("ip address add 192.168.100.52/24 dev eth0").ok()?;
     moved.cmd("ip address delete 192.168.100.12/24 dev eth0").ok()?;
+    moved.cmd("ip address add 192.168.100.52/24 dev eth0").ok()?;
     moved.cmd("ip route replace default via 192.168.100.1").ok()?;
     lab.start_flanneld(1)?;
     let entries = || lab.nodes[0].cmd("bridge fdb show dev flannel.1").ok().map(|ran| ran.stdout);
