@@ -48,19 +48,34 @@ pub struct FileLock(#[expect(dead_code, reason = "the open file is the lock")] F
 /// # Errors
 /// Another process holds it, or its folder can't be written.
 pub fn subnet_file(path: &Path) -> Result<FileLock, LockError> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let beside = path.with_file_name(format!(".{name}.lock"));
+    let beside = beside(path);
     let failed = |cause| LockError::Failed { object: beside.display().to_string(), cause };
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(failed)?;
     }
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&beside);
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o644).open(&beside);
     let file = file.map_err(failed)?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(FileLock(file)),
         Err(Errno::WOULDBLOCK) => Err(LockError::FileHeld(path.to_owned())),
         Err(errno) => Err(failed(errno.into())),
     }
+}
+
+/// Somebody holds the subnet file; `None` where that can't be told.
+#[must_use]
+pub fn is_held(path: &Path) -> Option<bool> {
+    let file = File::open(beside(path)).ok()?;
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Some(false),
+        Err(Errno::WOULDBLOCK) => Some(true),
+        Err(_) => None,
+    }
+}
+
+fn beside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.lock"))
 }
 
 /// Holds a device; released when dropped, or when the process ends in whatever way.
@@ -90,7 +105,9 @@ mod tests {
         let path = folder.join("run/subnet.env");
         let first = subnet_file(&path).unwrap();
         assert!(matches!(subnet_file(&path), Err(LockError::FileHeld(held)) if held == path));
+        assert_eq!(is_held(&path), Some(true));
         drop(first);
+        assert_eq!(is_held(&path), Some(false));
         subnet_file(&path).unwrap();
         std::fs::remove_dir_all(folder).unwrap();
 

@@ -132,12 +132,6 @@ impl Status {
         text.push('\n');
         text
     }
-
-    /// The process that wrote it still runs.
-    #[must_use]
-    pub fn is_alive(&self) -> bool {
-        fs::read_to_string(format!("/proc/{}/comm", self.pid)).is_ok_and(|name| name.starts_with("flanneld"))
-    }
 }
 
 impl fmt::Display for Status {
