@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use ruleset::{Family, Name, Transaction};
 
 pub use self::{
-    dump::ForeignChain,
+    dump::{Counted, ForeignChain},
     events::{Changed, Events},
 };
 use crate::{

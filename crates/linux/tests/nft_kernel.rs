@@ -62,6 +62,45 @@ fn a_refused_change_is_named_and_nothing_of_its_transaction_stays() -> Result {
 }
 
 #[test]
+fn a_refusal_of_the_whole_names_the_table_and_the_connection_goes_on() -> Result {
+    let Some(ns) = namespace() else { return Ok(()) };
+    let _inside = ns.enter()?;
+    let (mut socket, mut table) = (Socket::open()?, c6::overlay());
+    table.chain("loop", ruleset::Chain::regular([Rule::new([Statement::jump("loop")])]));
+    table.chains.get_mut(&Name::from("forward")).unwrap().rules.push(Rule::new([Statement::jump("loop")]));
+    assert!(table.check().is_err());
+    let error = socket.commit(&Transaction::create(&table)).unwrap_err();
+    assert!(error.to_string().contains("nftables table ip weft-flannel.1"), "{error}");
+    socket.commit(&Transaction::create(&c6::overlay()))?;
+    assert!(diff(&c6::overlay(), read(&mut socket, &table)?.as_ref()).is_empty());
+    Ok(())
+}
+
+#[test]
+fn elements_count_what_they_match() -> Result {
+    let Some(ns) = namespace() else { return Ok(()) };
+    let _inside = ns.enter()?;
+    let mut socket = Socket::open()?;
+    let mut table = Table::new(Family::Ip, "counting");
+    let (set, hit) = (Name::from("s"), Value::from([127, 0, 0, 1]));
+    table.set(&set, ruleset::SetSpec::set(Field::IpDaddr).counter());
+    table.element(&set, hit.clone(), Element::default());
+    table.element(&set, [127, 0, 0, 2], Element::default());
+    let look_up = Rule::new([Field::IpDaddr.in_set(&set)]);
+    let chain = ruleset::Chain::base(ruleset::ChainType::Filter, Hook::Output, 0, [look_up]);
+    table.chain("c", chain);
+    socket.commit(&Transaction::create(&table))?;
+    let receiver = std::net::UdpSocket::bind("127.0.0.1:0")?;
+    for _ in 0..3 {
+        std::net::UdpSocket::bind("127.0.0.1:0")?.send_to(b"weft", receiver.local_addr()?)?;
+    }
+    let counted = socket.counters(Family::Ip, &table.name, &set)?;
+    assert_eq!(counted.len(), 2);
+    assert_eq!((counted[&hit].packets, counted[&hit].bytes), (3, 3 * (20 + 8 + 4)));
+    Ok(())
+}
+
+#[test]
 fn a_commit_can_depend_on_the_generation() -> Result {
     let Some(ns) = namespace() else { return Ok(()) };
     let _inside = ns.enter()?;

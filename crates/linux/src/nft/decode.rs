@@ -8,7 +8,7 @@ use ruleset::{
     userdata,
 };
 
-use super::{AnonymousSets, attr::Attributes, numbers as n, op};
+use super::{AnonymousSets, attr::Attributes, dump::Counted, numbers as n, op};
 use crate::netlink::Message;
 
 /// Bytes of the header that every message of netfilter has.
@@ -149,6 +149,18 @@ pub(super) fn entries(message: Attributes<'_>) -> impl Iterator<Item = Entry> {
     })
 }
 
+/// What the elements in one message of a dump have counted.
+pub(super) fn counters(message: Attributes<'_>) -> impl Iterator<Item = (Value, Counted)> {
+    message.nest(n::ELEM_LIST_ELEMENTS).iter().filter_map(|(_, entry)| {
+        let entry = Attributes(entry);
+        let counter = entry.nest(n::ELEM_EXPR);
+        let data =
+            Some(counter.nest(n::EXPR_DATA)).filter(|_| counter.text(n::EXPR_NAME) == Some("counter"))?;
+        let (packets, bytes) = (data.be64(n::COUNTER_PACKETS)?, data.be64(n::COUNTER_BYTES)?);
+        Some((Value::bytes(entry.value(n::ELEM_KEY)?), Counted { packets, bytes }))
+    })
+}
+
 /// The elements of a set from what was sent of them.
 pub(super) fn elements(form: KeyForm, mut entries: Vec<Entry>) -> BTreeMap<Key, Element> {
     if form != KeyForm::Interval {
@@ -190,7 +202,10 @@ pub(super) fn name(object: Attributes<'_>, kind: u16) -> Option<Name> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*};
+
     use super::*;
+    use crate::nft::attr::Writer;
 
     fn entry(key: &[u8], is_end: bool) -> Entry {
         Entry { key: Value::bytes(key), key_end: None, is_end, element: Element::default() }
@@ -219,5 +234,29 @@ mod tests {
                 range([255, 0], [255, 255]),
             ]
         );
+    }
+
+    proptest! {
+        /// Whatever arrives is read without a panic, also where it is cut or its lengths lie.
+        #[test]
+        fn any_bytes_do_no_harm(mut bytes in vec(any::<u8>(), 0..200), kinds in vec((0_u16..20, 0_u16..40), 0..12)) {
+            // Bytes that often look like attributes.
+            for (at, (kind, length)) in kinds.into_iter().enumerate() {
+                if let Some(place) = bytes.get_mut(at * 12..at * 12 + 4) {
+                    place.copy_from_slice(&[length.to_ne_bytes(), kind.to_ne_bytes()].concat());
+                }
+            }
+            let attributes = Attributes(&bytes);
+            let _ = (base(attributes), set(attributes), table_comment(attributes), is_anonymous(attributes));
+            let _ = rule(2, attributes, &AnonymousSets::new());
+            let _ = (elements(KeyForm::Interval, entries(attributes).collect()), counters(attributes).count());
+            for name in ["payload", "meta", "ct", "fib", "numgen", "bitwise", "cmp", "lookup", "immediate", "nat",
+                         "masq", "reject", "dynset", "match"] {
+                let mut entry = Writer::default();
+                entry.text(n::EXPR_NAME, name);
+                entry.raw(n::EXPR_DATA, &bytes);
+                let _ = op::read(Some(ruleset::Family::Ip), Attributes(&entry.bytes));
+            }
+        }
     }
 }

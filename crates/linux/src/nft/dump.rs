@@ -3,14 +3,24 @@
 use std::collections::BTreeMap;
 
 use ruleset::{
-    Base, Family, Hook, Name, Observed, ObservedChain, ObservedRule, ObservedSet, code::SetHeader,
+    Base, Element, Family, Hook, Key, Name, Observed, ObservedChain, ObservedRule, ObservedSet, Value,
+    code::SetHeader,
 };
 
 use super::{AnonymousSets, Socket, decode, get, numbers as n, table_object};
-use crate::{Cause, Error};
+use crate::{Cause, Error, netlink::Request};
 
 /// How often a table is read again because the ruleset changed meanwhile.
 const ATTEMPTS: usize = 16;
+
+/// What an element has counted since it was added.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Packets; in chains of type nat only the first of each connection.
+    pub packets: u64,
+    /// Their bytes, IP header included.
+    pub bytes: u64,
+}
 
 /// A chain of any table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,13 +81,12 @@ impl Socket {
         Ok(chains)
     }
 
-    /// The rules of a chain of any table, from first to last. What we have no word for is
-    /// [`Op::Other`](ruleset::code::Op::Other); the comment is the rule's own or that of an iptables
-    /// `comment` match.
+    /// The rules of a chain of any table, from first to last; none where there is no such chain. What we have
+    /// no word for is [`Op::Other`](ruleset::code::Op::Other); the comment is the rule's own or that of an
+    /// iptables `comment` match.
     ///
     /// # Errors
-    /// There is no such chain ([`Error::is_not_found`]), the kernel refused or did not answer, or the ruleset
-    /// kept changing.
+    /// The kernel refused or did not answer, or the ruleset kept changing.
     pub fn rules(&mut self, family: Family, table: &Name, chain: &Name) -> Result<Vec<ObservedRule>, Error> {
         let object = format!("rules of chain {chain} in {}", table_object(family, table));
         let filter = [(n::TABLE, table.as_str()), (n::RULE_CHAIN, chain.as_str())];
@@ -89,6 +98,24 @@ impl Socket {
                 && attributes.text(n::RULE_CHAIN) == Some(chain.as_str());
             Ok(wanted.then(|| decode::rule(decode::family(message), attributes, &nothing)))
         })
+    }
+
+    /// What the elements of a set with `counter` have counted; ranges by their first value.
+    ///
+    /// # Errors
+    /// There is no such set ([`Error::is_not_found`]), the kernel refused or did not answer, or the ruleset
+    /// kept changing.
+    pub fn counters(
+        &mut self,
+        family: Family,
+        table: &Name,
+        set: &Name,
+    ) -> Result<BTreeMap<Value, Counted>, Error> {
+        let request = elements_request(family, table, set);
+        let parts = self.connection.dump(&request, |message| {
+            Ok(Some(decode::counters(decode::attributes(message)).collect::<Vec<_>>()))
+        })?;
+        Ok(parts.into_iter().flatten().collect())
     }
 
     fn read_table(&mut self, family: Family, name: &Name) -> Result<Option<Observed>, Error> {
@@ -144,10 +171,8 @@ impl Socket {
         family: Family,
         (table, set): (&Name, &Name),
         header: &SetHeader,
-    ) -> Result<BTreeMap<ruleset::Key, ruleset::Element>, Error> {
-        let object = format!("elements of {set} in {}", table_object(family, table));
-        let filter = [(n::TABLE, table.as_str()), (n::ELEM_LIST_SET, set.as_str())];
-        let request = get("list", &object, n::GETSETELEM, n::family(family), &filter);
+    ) -> Result<BTreeMap<Key, Element>, Error> {
+        let request = elements_request(family, table, set);
         let parts = self.connection.dump(&request, |message| {
             Ok(Some(decode::entries(decode::attributes(message)).collect::<Vec<_>>()))
         })?;
@@ -170,4 +195,10 @@ impl Socket {
             Ok(chain.map(|chain| (chain, decode::rule(decode::family(message), attributes, anonymous))))
         })
     }
+}
+
+fn elements_request(family: Family, table: &Name, set: &Name) -> Request {
+    let object = format!("elements of {set} in {}", table_object(family, table));
+    let filter = [(n::TABLE, table.as_str()), (n::ELEM_LIST_SET, set.as_str())];
+    get("list", &object, n::GETSETELEM, n::family(family), &filter)
 }
