@@ -282,3 +282,99 @@ fn create_new(path: &Path, content: &str) -> io::Result<()> {
     file.set_permissions(Permissions::from_mode(0o600))?;
     file.write_all(content.as_bytes())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, thread};
+
+    use testkit::TempDir;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(5);
+
+    fn who(id: usize) -> Attachment {
+        let (container, ifname) = (format!("c{id}"), "eth0".parse().expect("a name"));
+        Attachment { network: "n".into(), container, ifname }
+    }
+
+    fn set(subnet: &str) -> RangeSet {
+        let document = format!(
+            r#"{{"cniVersion":"1.0.0","name":"n","type":"bridge","ipam":{{"type":"host-local","subnet":"{subnet}"}}}}"#
+        );
+        let network = cni_core::Network::parse(document.as_bytes()).expect("a network");
+        let ipam = cni_core::Ipam::parse(&network, &cni_core::Arguments::default()).expect("valid");
+        ipam.expect("addresses").sets.remove(0)
+    }
+
+    fn of(dir: &TempDir) -> Reservations {
+        Reservations::of(&dir.path().display().to_string(), "n")
+    }
+
+    fn reserve(all: &Reservations, set: &RangeSet, id: usize) -> Result<IpAddr, Error> {
+        all.lock(PATIENCE)?.reserve(0, set, &[], &who(id)).map(|reserved| reserved.chosen.address)
+    }
+
+    fn files(dir: &TempDir) -> BTreeSet<String> {
+        let names = fs::read_dir(dir.path().join("n")).expect("a folder").flatten();
+        names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    }
+
+    #[test]
+    fn many_at_once_never_share_an_address() {
+        let (dir, set) = (TempDir::new("reserve").expect("a folder"), set("10.1.0.0/24"));
+        let given = thread::scope(|scope| {
+            let lane = |lane: usize| {
+                let (dir, set) = (&dir, &set);
+                scope.spawn(move || {
+                    let all = of(dir);
+                    (0..20).map(|i| reserve(&all, set, lane * 20 + i).expect("free")).collect::<Vec<_>>()
+                })
+            };
+            let lanes: Vec<_> = (0..8).map(lane).collect();
+            lanes.into_iter().flat_map(|lane| lane.join().expect("no panic")).collect::<BTreeSet<_>>()
+        });
+        assert_eq!(given.len(), 160);
+        let all = of(&dir);
+        (0..160).for_each(|id| all.release(&who(id), &[]).expect("released"));
+        let left = ["last_reserved_ip.0", "lock"].map(str::to_owned);
+        assert_eq!(files(&dir), left.into(), "the index goes with its last entry");
+    }
+
+    #[test]
+    fn an_address_comes_back_last() {
+        let (dir, set) = (TempDir::new("round").expect("a folder"), set("10.1.0.0/29"));
+        let all = of(&dir);
+        let first = reserve(&all, &set, 1).expect("free");
+        all.release(&who(1), &[]).expect("released");
+        let others: Vec<IpAddr> = (2..6).map(|id| reserve(&all, &set, id).expect("free")).collect();
+        assert!(!others.contains(&first), "{first} in {others:?}");
+        assert_eq!(reserve(&all, &set, 6), Ok(first));
+        let text = reserve(&all, &set, 7).expect_err("full").msg;
+        assert_eq!(text, "no IP addresses available in range set: 10.1.0.1-10.1.0.6");
+        assert_eq!(all.taken().expect("a list").len(), 5);
+    }
+
+    #[test]
+    fn what_names_nobody_is_free_and_a_stale_index_harms_nobody() {
+        let (dir, set) = (TempDir::new("stale").expect("a folder"), set("10.1.0.0/30"));
+        dir.write("n/10.1.0.2", "\0\0").expect("written");
+        let (all, ip) = (of(&dir), "10.1.0.2".parse().expect("an address"));
+        assert_eq!(reserve(&all, &set, 1), Ok(ip));
+        // Somebody else's plugin gave the address away and knows no index.
+        dir.write("n/10.1.0.2", who(2).reservation()).expect("written");
+        all.release(&who(1), &[ip]).expect("released");
+        assert!(all.is_held(ip, &who(2)) && !files(&dir).contains(".weft"));
+        all.release(&who(2), &[]).expect("released");
+        assert!(all.taken().expect("a list").is_empty());
+    }
+
+    #[test]
+    fn without_nameless_files_a_reservation_is_made_in_two_steps() {
+        let dir = TempDir::new("steps").expect("a folder");
+        let path = dir.path().join("10.1.0.2");
+        assert!(create_new(&path, "c1\r\neth0").is_ok());
+        assert_eq!(fs::read(&path).expect("a file"), b"c1\r\neth0");
+        assert!(create_new(&path, "c2").is_err_and(|e| e.kind() == io::ErrorKind::AlreadyExists));
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use netmodel::Mac;
+use netmodel::{Mac, Subnet};
 
 use crate::{
     Attachment, Bridge, Route,
@@ -108,6 +108,11 @@ fn pod_routes(reported: &[Route], addresses: &[Chosen]) -> Vec<PodRoute> {
         if !addresses.iter().any(|c| c.address.is_ipv4() == ipv4) {
             continue;
         }
+        // The kernel makes that one, as where a node has the whole pod network for its subnet.
+        let own = |c: &Chosen| Subnet::containing(c.address, c.prefix) == Ok(route.dst);
+        if route.gw.is_none() && route.table.is_none() && addresses.iter().any(own) {
+            continue;
+        }
         let planned = PodRoute { route: *route, via: route.gw.or_else(|| gateway_of(addresses, ipv4)) };
         let same = |r: &PodRoute| {
             let key = |r: &PodRoute| (r.route.dst, r.via, r.route.table, r.route.priority);
@@ -196,6 +201,13 @@ mod tests {
         assert_eq!(plan.gateways.len(), 2);
         assert_eq!(plan.mac.to_string(), "0a:58:0a:01:00:05");
         assert_eq!(plan.bridge_mac.to_string(), "0a:58:0a:01:00:01");
+    }
+
+    #[test]
+    fn a_route_to_the_own_subnet_is_the_kernels() {
+        let ranges = RANGES.replace("10.0.0.0/8", "10.1.0.0/24");
+        let plan = plan(&ranges, &[("10.1.0.5", 24, "10.1.0.1")]);
+        assert_eq!(routes(&plan), ["192.0.2.0/24 via 10.1.0.9"]);
     }
 
     #[test]

@@ -354,3 +354,79 @@ fn a_missing_subnet_file_is_named_with_flannelds_reason() -> Result<()> {
     assert!(call("ADD", &who, &config).error().1.contains("\"nonsense\" is not a subnet"));
     Ok(())
 }
+
+#[test]
+fn port_and_bridge_settings_are_set() -> Result<()> {
+    let Some(bed) = Bed::new("port")? else { return Ok(()) };
+    let pod = Netns::new()?;
+    let settings = json!({"hairpinMode": false, "promiscMode": true, "portIsolation": true});
+    call("ADD", &Who::new("c1", &pod), &with(&bed.bridge(), &settings)).result();
+    let port = device(&bed.host, &bed.veths()?[0])?;
+    let port = &port["linkinfo"]["info_slave_data"];
+    assert_eq!((&port["hairpin"], &port["isolated"]), (&json!(false), &json!(true)), "{port}");
+    let bridge = device(&bed.host, "br0")?;
+    assert!(bridge["flags"].to_string().contains("\"PROMISC\""), "{bridge}");
+    Ok(())
+}
+
+#[test]
+fn a_network_without_addresses_is_a_cable() -> Result<()> {
+    let Some(bed) = Bed::new("cable")? else { return Ok(()) };
+    let pod = Netns::new()?;
+    let who = Who::new("c1", &pod);
+    let config = json!({"cniVersion": "1.0.0", "name": "net", "type": "bridge", "bridge": "br0"});
+    let old = with(&config, &json!({"cniVersion": "0.2.0"}));
+    assert_eq!(call("ADD", &who, &old).error().1, "cannot convert: no valid IP addresses");
+    assert!(bed.veths()?.is_empty(), "a result that can't be told is a failure");
+    let result = call("ADD", &who, &config).result();
+    assert_eq!((&result["ips"], &result["interfaces"][2]["name"]), (&Value::Null, &json!("eth0")));
+    let eth0 = device(&pod, "eth0")?;
+    assert!(addresses(&eth0).is_empty() && eth0["operstate"] == "UP", "{eth0}");
+    call("CHECK", &who, &with(&config, &json!({"prevResult": result}))).silent();
+    call("DEL", &who, &config).silent();
+    assert!(bed.veths()?.is_empty());
+    Ok(())
+}
+
+#[test]
+fn routes_keep_their_options() -> Result<()> {
+    let Some(bed) = Bed::new("routes")? else { return Ok(()) };
+    let pod = Netns::new()?;
+    let routes = json!([
+        {"dst": "192.0.2.0/24", "priority": 77, "mtu": 1280},
+        {"dst": "198.51.100.0/24", "gw": "10.99.0.9", "table": 300},
+        {"dst": "10.99.0.0/24"},
+    ]);
+    let mut config = bed.bridge();
+    config["ipam"]["routes"] = routes.clone();
+    let result = call("ADD", &Who::new("c1", &pod), &config).result();
+    assert_eq!(result["routes"].as_array().unwrap()[..3], routes.as_array().unwrap()[..]);
+    let first = route(&pod, "192.0.2.0/24")?;
+    assert_eq!((&first["metric"], &first["gateway"]), (&json!(77), &json!("10.99.0.1")), "{first}");
+    assert!(first["metrics"].to_string().contains("1280"), "{first}");
+    let other = pod.cmd("ip -j route show table 300").json()?;
+    assert_eq!(other[0]["gateway"], "10.99.0.9", "{other}");
+    Ok(())
+}
+
+#[test]
+fn a_flannel_node_of_both_families_works() -> Result<()> {
+    let Some(bed) = Bed::new("flannel6")? else { return Ok(()) };
+    let pod = Netns::new()?;
+    let config = bed.flannel()?;
+    bed.dir.write(
+        "subnet.env",
+        "FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.3.1/24\nFLANNEL_IPV6_NETWORK=fd42::/56\n\
+         FLANNEL_IPV6_SUBNET=fd42:0:0:3::1/64\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=false\n",
+    )?;
+    let who = Who::new("c1", &pod);
+    call("ADD", &who, &config).result();
+    assert_eq!(addresses(&device(&pod, "eth0")?), ["10.42.3.2/24", "fd42:0:0:3::2/64"]);
+    assert_eq!(pod.cmd("ip -j -6 route show fd42::/56").json()?[0]["gateway"], "fd42:0:0:3::1");
+    pod.cmd("ping -6 -n -c1 -W2 fd42:0:0:3::1").ok()?;
+    let masquerade = Cmd::new("nft list set inet weft-cni pods4").ok()?.stdout;
+    assert!(masquerade.contains("weft:cbr0/c1/eth0"), "flanneld does not, so the plugin does: {masquerade}");
+    call("DEL", &who, &config).silent();
+    assert!(!Cmd::new("nft list table inet weft-cni").ok()?.stdout.contains("weft:cbr0"));
+    Ok(())
+}
