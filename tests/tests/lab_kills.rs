@@ -1,5 +1,6 @@
 //! `kill -9` at random moments: the next run ends in the state that an undisturbed one ends in.
 
+use std::collections::BTreeMap;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -26,7 +27,41 @@ const PROXY: &str = "nft list ruleset | tr -d ' \\t' | tr ',' '\\n' | sort
 ip route show proto 154 | sort";
 
 fn state(node: &Node, script: &str) -> Result<String> {
-    Ok(node.space.wrap(Cmd::shell(script)).run()?.stdout)
+    let shown = node.space.wrap(Cmd::shell(script)).run()?.stdout;
+    Ok(if script == PROXY { without_numbers(&shown) } else { shown })
+}
+
+/// The proxy keeps the numbers of Services and classes over its restarts, so they depend on the past. What
+/// they lead to does not: numbers are replaced by that.
+fn without_numbers(shown: &str) -> String {
+    let lines = || shown.lines().map(|line| line.trim_start_matches("elements={").trim_end_matches('}'));
+    // nft prints the 32-bit number as two halves in hexadecimal; a class is its low 12 bits.
+    let class = |low: &str| u16::from_str_radix(low, 16).map(|low| low & 0xfff).unwrap_or_default();
+    let classes: BTreeMap<u16, &str> = lines()
+        .filter_map(|line| line.split_once(":goto"))
+        .map(|(number, chain)| (class(number.rsplit(':').next().unwrap_or_default()), chain))
+        .collect();
+    let mut clear: Vec<String> = lines()
+        .map(|line| match (line.split_once(":goto"), line.rsplit_once("\":"), line.split_once(".")) {
+            (Some((_, chain)), ..) => format!("class {chain}"),
+            // A front end: ... comment "default/s9:p" : 1:4004
+            (_, Some((front, number)), _) if !number.contains('.') => {
+                let class = class(number.rsplit(':').next().unwrap_or_default());
+                format!("{front}\" to {}", classes.get(&class).unwrap_or(&"nowhere"))
+            }
+            // A row of the endpoints: 0:2000 . 1 comment "default/s1:p" : 172.16.3.3 . 80
+            (_, Some(_), Some((_, slot_and_rest))) => format!("slot {slot_and_rest}"),
+            _ => line.to_owned(),
+        })
+        .collect();
+    clear.sort();
+    clear.join("\n")
+}
+
+/// Lines of one text that the other does not have.
+fn lines_beyond(text: &str, other: &str) -> String {
+    let beyond = text.lines().filter(|line| !other.lines().any(|theirs| theirs == *line));
+    beyond.collect::<Vec<_>>().join("\n")
 }
 
 /// Waits until the node's state is `wanted`.
@@ -34,7 +69,8 @@ fn settles(node: &Node, script: &str, wanted: &str, round: usize) -> Result<()> 
     let same = eventually(UP, || state(node, script).ok().filter(|now| now == wanted));
     same.map(drop).with_context(|| {
         let now = state(node, script).unwrap_or_default();
-        format!("after kill {round}:\n{now}\ninstead of:\n{wanted}\n{}", node.logs())
+        let (is, should) = (lines_beyond(&now, wanted), lines_beyond(wanted, &now));
+        format!("after kill {round} there is:\n{is}\nand there should be:\n{should}\n{}", node.logs())
     })
 }
 

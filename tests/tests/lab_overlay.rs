@@ -99,7 +99,7 @@ fn an_etcd_that_comes_back_empty_gets_the_same_leases_again() -> Result<()> {
 
 #[test]
 fn a_revoked_lease_is_taken_again_by_its_node() -> Result<()> {
-    let Some(lab) = overlay(Plan { nodes: 2, ..Plan::default() })? else { return Ok(()) };
+    let Some(mut lab) = overlay(Plan { nodes: 2, ..Plan::default() })? else { return Ok(()) };
     let pods = pods(&lab)?;
     let before = leases(&lab)?;
     let subnet = lab.nodes[0].subnet()?;

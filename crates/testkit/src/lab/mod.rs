@@ -24,7 +24,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::{Space, TempDir, bin, eventually};
 
@@ -183,19 +183,17 @@ impl Lab {
     ///
     /// # Errors
     /// When that does not happen within `limit`; the error holds the logs.
-    pub fn wait_mesh(&self, limit: Duration) -> Result<()> {
+    pub fn wait_mesh(&mut self, limit: Duration) -> Result<()> {
         let start = Instant::now();
         let peers = self.nodes.len() - 1;
-        for node in &self.nodes {
+        for node in &mut self.nodes {
             let left = limit.saturating_sub(start.elapsed());
-            let ready = || node.subnet().is_ok() && node.overlay_routes().is_ok_and(|r| r.len() == peers);
-            eventually(left, || ready().then_some(())).with_context(|| {
-                format!(
-                    "{} has no routes to {peers} peers after {limit:?}:\n{}",
-                    node.space.name(),
-                    node.logs()
-                )
-            })?;
+            // A flanneld that ended will not get there any more.
+            let _ = eventually(left, || (node.meshed(peers) || node.flanneld_ended()).then_some(()));
+            if !node.meshed(peers) {
+                let (name, took) = (node.name(), start.elapsed());
+                bail!("{name} has no routes to {peers} peers after {took:.1?}:\n{}", node.logs());
+            }
         }
         Ok(())
     }

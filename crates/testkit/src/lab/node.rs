@@ -118,6 +118,16 @@ impl Node {
         Ok(subnet.rsplit_once('.').context("not an IPv4 subnet")?.0.to_owned())
     }
 
+    /// It has a subnet, and routes through the overlay to this many peers.
+    pub(super) fn meshed(&self, peers: usize) -> bool {
+        self.subnet().is_ok() && self.overlay_routes().is_ok_and(|routes| routes.len() == peers)
+    }
+
+    /// flanneld was started and ended by itself.
+    pub(super) fn flanneld_ended(&mut self) -> bool {
+        self.flanneld.as_mut().is_some_and(|process| !process.is_running())
+    }
+
     /// Destinations of the routes through the overlay device.
     ///
     /// # Errors
