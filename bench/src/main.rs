@@ -13,6 +13,7 @@ mod floor;
 mod overlay;
 mod pods;
 mod report;
+mod services;
 
 use std::env;
 
@@ -23,7 +24,8 @@ use report::Report;
 type Area = fn(&mut Report) -> Result<()>;
 
 /// The areas by name, in the order in which they run.
-const AREAS: [(&str, Area); 2] = [("overlay", overlay::run), ("pods", pods::run)];
+const AREAS: [(&str, Area); 3] =
+    [("overlay", overlay::run), ("pods", pods::run), ("services", services::run)];
 
 fn main() -> Result<()> {
     let words: Vec<String> = env::args().skip(1).collect();
