@@ -48,7 +48,7 @@ pub struct Times {
     /// How long a lease lasts: 24 h, flannel's number.
     pub lease: Duration,
     /// How long a node without a lease waits in a store that it finds without Weft's mark. Holders come
-    /// back within [`AWAY`] after etcd does.
+    /// back within `AWAY` after etcd does.
     pub settle: Duration,
 }
 
