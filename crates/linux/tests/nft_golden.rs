@@ -10,7 +10,7 @@ use nft_tools::{Result, batch_of, namespace, theirs};
 use ruleset::{Family, Table, Transaction};
 
 fn tables() -> Vec<Table> {
-    vec![c6::overlay(), c6::services(), c6::shape(Family::Ip6), c6::oddments()]
+    vec![c6::overlay(), c6::services(), c6::shape(Family::Ip6), c6::oddments(), c6::both()]
 }
 
 #[test]

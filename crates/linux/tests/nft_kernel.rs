@@ -276,6 +276,28 @@ fn changes_are_announced_with_their_author() -> Result {
 }
 
 #[test]
+fn lost_events_are_reported_and_the_subscription_goes_on() -> Result {
+    let Some(ns) = namespace() else { return Ok(()) };
+    let _inside = ns.enter()?;
+    let (mut socket, mut events) = (Socket::open()?, Events::open()?);
+    let mut table = c6::services();
+    let endpoints = Name::from("endpoints");
+    for id in 10..10_010 {
+        table.element(&endpoints, c6::row(id, 0), Element::value(c6::target("172.16.7.7", 80)));
+    }
+    // Each round announces some megabytes, and nobody reads.
+    for _ in 0..20 {
+        socket.commit(&Transaction::create(&table))?;
+        socket.commit(&Transaction::delete(table.family, &table.name))?;
+    }
+    assert!(events.wait(QUICK).unwrap_err().is_overrun());
+    while !events.wait(NOW)?.is_empty() {}
+    socket.commit(&Transaction::create(&c6::overlay()))?;
+    assert!(events.wait(QUICK)?.iter().all(|changed| changed.table.as_str() == "weft-flannel.1"));
+    Ok(())
+}
+
+#[test]
 fn elements_that_packets_made_are_left_alone() -> Result {
     let Some(ns) = namespace() else { return Ok(()) };
     let _inside = ns.enter()?;

@@ -95,6 +95,9 @@ impl<'a> Check<'a> {
         if let Some(kind) = spec.key.types().iter().find(|kind| spec.interval && is_host_order(kind)) {
             self.fault(format!("ranges of {kind:?} would compare bytes in the machine's order"));
         }
+        if spec.dynamic && spec.size.is_none() {
+            self.fault("a dynamic set needs a size: the kernel would choose one");
+        }
         for (key, element) in &set.elements {
             self.comment(element.comment.as_deref());
             if !spec.key.fits(key.first()) || !spec.key.fits(key.last()) {

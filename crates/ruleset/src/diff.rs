@@ -85,6 +85,9 @@ fn add_new(transaction: &mut Transaction, want: &Table, have: &Observed) {
 }
 
 fn change_elements(transaction: &mut Transaction, name: &Name, want: &Set, have: &ObservedSet) {
+    if want.elements == have.elements {
+        return;
+    }
     let differs = |a: &BTreeMap<Key, Element>, key: &Key, element: &Element| a.get(key) != Some(element);
     let gone = have.elements.iter().filter(|(key, element)| differs(&want.elements, key, element));
     transaction.delete_elements(name, &want.spec, gone.map(|(key, _)| key.clone()));

@@ -72,6 +72,24 @@ impl Selector {
     }
 }
 
+impl Table {
+    /// The types of a map's data; none where there is no such map.
+    fn data_types(&self, map: &Name) -> Vec<Type> {
+        match self.sets.get(map).and_then(|set| set.spec.data.as_ref()) {
+            Some(MapData::Value(data)) => data.types(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The map's data begins with an IPv6 address; where there is no such map, the table's family decides.
+    pub(crate) fn maps_to_ipv6(&self, map: &Name) -> bool {
+        match self.data_types(map).first() {
+            Some(kind) => *kind == Type::Ipv6Addr,
+            None => self.family == Family::Ip6,
+        }
+    }
+}
+
 /// Where a field lies in its header, or `None` where it lies in none: header, offset, length.
 pub(crate) const fn payload(field: Field) -> Option<(Header, u32, u32)> {
     Some(match field {
@@ -206,22 +224,11 @@ impl Lowering<'_> {
             }
             NatTarget::Map { key, map } => {
                 self.look_up(key, Relation::Eq, map, Some(Found::Data(address)));
-                let types = self.data_types(map);
-                let ipv6 = match types.first() {
-                    Some(kind) => *kind == Type::Ipv6Addr,
-                    None => self.table.family == Family::Ip6,
-                };
-                let port = (types.len() != 1).then(|| address.behind(if ipv6 { 16 } else { 4 }));
+                let ipv6 = self.table.maps_to_ipv6(map);
+                let port = (self.table.data_types(map).len() != 1)
+                    .then(|| address.behind(if ipv6 { 16 } else { 4 }));
                 self.push(Op::Dnat { ipv6, address, port });
             }
-        }
-    }
-
-    /// The types of a map's data; none where there is no such map.
-    fn data_types(&self, map: &Name) -> Vec<Type> {
-        match self.table.sets.get(map).and_then(|set| set.spec.data.as_ref()) {
-            Some(MapData::Value(data)) => data.types(),
-            _ => Vec::new(),
         }
     }
 

@@ -317,8 +317,9 @@ impl Statement {
     }
 
     /// `dnat`, whose family `nft` wants to read where the target is a map.
-    fn write_dnat(&self, f: &mut Formatter<'_>, family: Family) -> fmt::Result {
+    fn write_dnat(&self, f: &mut Formatter<'_>, table: &Table) -> fmt::Result {
         let Self::Dnat(target) = self else { return self.fmt(f) };
+        let family = table.family;
         match target {
             NatTarget::Address(address, None) => {
                 write!(f, "dnat {}to {address}", nat_family(family, address))
@@ -328,7 +329,7 @@ impl Statement {
                 write!(f, "dnat {}to {to}", nat_family(family, address))
             }
             NatTarget::Map { key, map } => {
-                let family = if family == Family::Ip6 { "ip6" } else { "ip" };
+                let family = if table.maps_to_ipv6(map) { "ip6" } else { "ip" };
                 write!(f, "dnat {family} to {key} map @{map}")
             }
         }
@@ -375,12 +376,12 @@ fn comment(f: &mut Formatter<'_>, comment: Option<&str>) -> fmt::Result {
 }
 
 impl Rule {
-    /// The rule as it stands in a table of that family.
-    pub fn display(&self, family: Family) -> impl Display {
+    /// The rule as it stands in `table`, whose family and maps decide how some statements are written.
+    pub fn display<'a>(&'a self, table: &'a Table) -> impl Display + 'a {
         fmt_fn(move |f: &mut Formatter<'_>| {
             for (i, statement) in self.statements.iter().enumerate() {
                 f.write_str(if i == 0 { "" } else { " " })?;
-                statement.write_dnat(f, family)?;
+                statement.write_dnat(f, table)?;
             }
             comment(f, self.comment.as_deref())
         })
@@ -471,11 +472,11 @@ impl Display for Base {
 }
 
 impl Chain {
-    fn write_body(&self, f: &mut Formatter<'_>, family: Family) -> fmt::Result {
+    fn write_body(&self, f: &mut Formatter<'_>, table: &Table) -> fmt::Result {
         if let Some(base) = &self.base {
             writeln!(f, "\t\t{base}")?;
         }
-        self.rules.iter().try_for_each(|rule| writeln!(f, "\t\t{}", rule.display(family)))
+        self.rules.iter().try_for_each(|rule| writeln!(f, "\t\t{}", rule.display(table)))
     }
 }
 
@@ -496,7 +497,7 @@ impl Display for Table {
         }
         for (name, chain) in &self.chains {
             writeln!(f, "{gap}\tchain {name} {{")?;
-            chain.write_body(f, self.family)?;
+            chain.write_body(f, self)?;
             f.write_str("\t}\n")?;
             gap = "\n";
         }

@@ -397,3 +397,39 @@ fn odd_nat(table: &mut Table) {
         ),
     );
 }
+
+/// A table that sees both families.
+pub(crate) fn both() -> Table {
+    let mut table = Table::new(Family::Inet, "both");
+    let (v4, v6) = (Field::IpSaddr, Field::Ip6Saddr);
+    let six: std::net::Ipv6Addr = "fd00::1".parse().unwrap();
+    let to = |target| rule([Field::MetaL4proto.is(Protocol::Udp), Statement::Dnat(target)]);
+    table
+        .set("hosts", SetSpec::set([v4, Field::IpDaddr]))
+        .set("hosts6", SetSpec::set(v6).interval())
+        .set("targets", SetSpec::map(Field::MetaMark, [Field::Ip6Daddr, Field::ThDport]))
+        .element(&"hosts6".into(), subnet("fd00:1::/64"), Element::default())
+        .element(&"hosts6".into(), subnet("ff00::/8"), Element::default());
+    let filter = [
+        rule([v4.within(subnet("10.0.0.0/8")), Field::IpDaddr.is([10, 0, 0, 1]), Statement::ACCEPT]),
+        rule([
+            Field::MetaNfproto.is(Value::bytes(&[2])),
+            v4.within(subnet("172.16.0.0/12")),
+            Statement::DROP,
+        ]),
+        rule([Field::CtMark.is(Value::number(7)), Field::Ip6Daddr.is(six), Statement::RETURN]),
+        rule([Selector::from([v4, Field::IpDaddr]).in_set("hosts"), Statement::Counter]),
+        rule([v6.in_set("hosts6"), Field::Oifname.is(eth0()), Statement::DROP]),
+        rule([v6.within(subnet("fd00::/60")), Statement::DROP]),
+        rule([Statement::REJECT]),
+    ];
+    let nat = [
+        to(NatTarget::Address(six.into(), Some(53))),
+        to(NatTarget::Address("10.0.0.1".parse().unwrap(), Some(53))),
+        rule([Field::MetaL4proto.is(Protocol::Tcp), Statement::dnat_by("targets", Field::MetaMark)]),
+    ];
+    table
+        .chain("filter-forward", Chain::base(ChainType::Filter, Hook::Forward, 0, filter))
+        .chain("nat-prerouting", Chain::base(ChainType::Nat, Hook::Prerouting, -100, nat));
+    table
+}
