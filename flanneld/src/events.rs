@@ -62,8 +62,13 @@ fn take(inbox: &Inbox, payload: NetlinkPayload<RouteNetlinkMessage>) {
                 take_link(inbox, &interest, &link);
             }
             RouteNetlinkMessage::NewAddress(a) | RouteNetlinkMessage::DelAddress(a) => {
-                let ours = interest.device == Some(a.header.index);
-                inbox.post(|pending| if ours { pending.everything = true } else { pending.host = true });
+                // With the last address of an interface its routes go, and no event tells of each.
+                let index = Some(a.header.index);
+                let ours = index == interest.device || index == interest.underlay;
+                inbox.post(|pending| {
+                    pending.everything |= ours;
+                    pending.host |= index != interest.device;
+                });
             }
             RouteNetlinkMessage::NewRoute(route) => take_route(inbox, &interest, &route, true),
             RouteNetlinkMessage::DelRoute(route) => take_route(inbox, &interest, &route, false),
@@ -93,7 +98,8 @@ fn take_link(inbox: &Inbox, interest: &Interest, link: &LinkMessage) {
         inbox.post(|pending| pending.everything = true);
     }
     if index == interest.underlay || interest.underlay.is_none() {
-        inbox.post(|pending| pending.host = true);
+        // Direct routes go with the interface, and no event tells of each.
+        inbox.post(|pending| (pending.everything, pending.host) = (true, true));
     }
 }
 

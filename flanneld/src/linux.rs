@@ -172,11 +172,14 @@ impl LinuxKernel {
 
     /// The request for an operation on what hangs on the device.
     fn request(&self, op: &Op) -> Option<Request> {
-        if let Op::SetRoute(name, key, Hop::Blackhole) = op {
-            return Some(blackhole(*key).replace(name));
-        }
-        if let Op::DelRoute(name, key, Hop::Blackhole) = op {
-            return Some(blackhole(*key).delete(name));
+        match op {
+            Op::SetRoute(name, key, hop) if !hop.is_on_device() => {
+                return Some(elsewhere(*key, *hop).replace(name));
+            }
+            Op::DelRoute(name, key, hop) if !hop.is_on_device() => {
+                return Some(elsewhere(*key, *hop).delete(name));
+            }
+            _ => {}
         }
         let index = self.index?;
         Some(match op {
@@ -305,18 +308,23 @@ fn remote(destination: Option<IpAddr>) -> Remote {
 fn tunnel(index: u32, key: RouteKey, hop: Hop) -> Route {
     let gateway = match hop {
         Hop::Tunnel(gateway) => Some(gateway.into()),
-        Hop::Blackhole | Hop::Foreign => None,
+        Hop::Direct(_) | Hop::Blackhole | Hop::Foreign => None,
     };
     let onlink = gateway.is_some();
     Route { device: Some(index), gateway, onlink, metric: Some(key.metric), ..Route::to(key.subnet) }
 }
 
-fn blackhole(key: RouteKey) -> Route {
-    Route { kind: BLACKHOLE, metric: Some(key.metric), ..Route::to(key.subnet) }
+/// A route that does not go through our device.
+fn elsewhere(key: RouteKey, hop: Hop) -> Route {
+    let route = Route { metric: Some(key.metric), ..Route::to(key.subnet) };
+    match hop {
+        Hop::Direct(gateway) => Route { gateway: Some(gateway.into()), ..route },
+        Hop::Tunnel(_) | Hop::Blackhole | Hop::Foreign => Route { kind: BLACKHOLE, ..route },
+    }
 }
 
 /// The route in our words, if it is ours: through our device with our number, or whoever wrote it if it
-/// lies inside the network; or a blackhole with our number inside the network.
+/// lies inside the network; elsewhere only with our number and inside the network.
 pub(crate) fn ours(route: &Route, index: Option<u32>, network: &Subnet) -> Option<(RouteKey, Hop)> {
     let key = RouteKey { subnet: route.destination, metric: route.metric.unwrap_or(0) };
     let inside = network.covers(&route.destination);
@@ -328,6 +336,9 @@ pub(crate) fn ours(route: &Route, index: Option<u32>, network: &Subnet) -> Optio
         return (marked && inside).then_some((key, Hop::Blackhole));
     }
     let through_ours = index.is_some() && route.device == index;
+    if let (Some(IpAddr::V4(gateway)), true) = (route.gateway, marked && inside && !through_ours) {
+        return Some((key, Hop::Direct(gateway)));
+    }
     if !through_ours || !(marked || (inside && route.protocol != KERNELS_OWN)) {
         return None;
     }

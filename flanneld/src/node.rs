@@ -94,22 +94,28 @@ impl Host {
 /// The interface that leads to other nodes can't be told yet.
 pub fn facts(settings: &Settings, socket: &mut RouteSocket) -> Result<NodeFacts, NotYet> {
     let host = Host::read(socket)?;
-    let link = choose(settings, &host, socket)?;
-    let underlay = underlay(settings, &host, link)?;
     let previous = fs::read_to_string(&settings.subnet_file).ok();
+    let previous = previous.and_then(|text| SubnetEnv::previous(&text));
+    let link = choose(settings, &host, previous, socket)?;
+    let underlay = underlay(settings, &host, link)?;
     Ok(NodeFacts {
         identity: identity(link),
         public_ip: settings.public_ip.unwrap_or(underlay.address),
         underlay,
         vteps: vteps(&host),
         host: prefixes(&host),
-        previous: previous.and_then(|text| SubnetEnv::previous(&text)),
+        previous,
     })
 }
 
 /// The interface that leads to the other nodes, by flannel's rules; where there is no default route, the
 /// one with the only address that fits.
-fn choose<'a>(settings: &Settings, host: &'a Host, socket: &mut RouteSocket) -> Result<&'a Link, NotYet> {
+fn choose<'a>(
+    settings: &Settings,
+    host: &'a Host,
+    pods: Option<Subnet>,
+    socket: &mut RouteSocket,
+) -> Result<&'a Link, NotYet> {
     let asked =
         !settings.iface.is_empty() || !settings.iface_regex.is_empty() || settings.iface_can_reach.is_some();
     if asked {
@@ -123,7 +129,7 @@ fn choose<'a>(settings: &Settings, host: &'a Host, socket: &mut RouteSocket) -> 
         };
         return host.holder(ip.into()).ok_or_else(none);
     }
-    by_default_route(host).map_or_else(|| only_one(host), Ok)
+    by_default_route(host).map_or_else(|| only_one(host, pods), Ok)
 }
 
 /// The first interface that one of the flags means, in their order.
@@ -168,15 +174,18 @@ fn by_default_route(host: &Host) -> Option<&Link> {
     defaults.iter().filter_map(device).find_map(|index| host.link(index))
 }
 
-/// The interface with the only address that other nodes could send to.
-fn only_one(host: &Host) -> Result<&Link, NotYet> {
+/// The interface with the only address that other nodes could send to: not one of this node's own pods.
+fn only_one(host: &Host, pods: Option<Subnet>) -> Result<&Link, NotYet> {
     let fits = |link: &&Link| {
-        let pods =
+        let inner =
             matches!(link.kind, Kind::Vxlan(_)) || ["cni0", "cbr0", "docker0"].contains(&link.name.as_str());
-        let global = |a: &&Address| {
-            a.device == link.index && a.address.is_ipv4() && a.scope == linux::address::Scope::Global
+        let outer = |a: &Address| {
+            a.device == link.index
+                && a.address.is_ipv4()
+                && a.scope == linux::address::Scope::Global
+                && !pods.is_some_and(|pods| pods.contains(a.address))
         };
-        link.up && !link.loopback && !pods && host.addresses.iter().any(|a| global(&a))
+        link.up && !link.loopback && !inner && host.addresses.iter().any(outer)
     };
     let candidates: Vec<_> = host.links.iter().filter(fits).collect();
     match candidates.as_slice() {

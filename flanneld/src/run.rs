@@ -403,8 +403,8 @@ impl Hold {
                 }
             }
         }
-        if done > 0 {
-            tracing::info!(done, failed = failures.len(), "overlay changed");
+        if let Some(first) = plan.first().filter(|_| done > 0) {
+            tracing::info!(done, failed = failures.len(), %first, "overlay changed");
         }
         self.shadow = Some(have);
         Ok(failures)

@@ -44,9 +44,13 @@ impl Node {
     }
 
     fn leases(&self, leases: &[(&str, Value)]) -> Result<()> {
+        self.leases_with(&json!({"Type": "vxlan"}), leases)
+    }
+
+    fn leases_with(&self, backend: &Value, leases: &[(&str, Value)]) -> Result<()> {
         let leases: serde_json::Map<_, _> =
             leases.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
-        let config = json!({"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}});
+        let config = json!({"Network": "10.5.0.0/16", "Backend": backend});
         let text = json!({"config": config, "own": "10.5.1.0-24", "leases": leases});
         // In one step, as an editor does: a half-written file is never seen.
         let draft = self.dir.write("draft", text.to_string())?;
@@ -255,6 +259,30 @@ fn a_bad_lease_is_named_in_the_status_and_harms_no_other() -> Result<()> {
     let printed = node.command("status").ok()?.stdout;
     assert!(printed.contains("10.5.50.0-24: it overlaps address 10.5.50.1/24 of far"), "{printed}");
     Ok(())
+}
+
+#[test]
+fn peers_on_the_same_link_are_reached_without_a_tunnel_where_that_is_wanted() -> Result<()> {
+    let Some(mut node) = Node::new()? else { return Ok(()) };
+    let mut leases = peers(&[3, 4]);
+    leases[1].1["PublicIP"] = json!("198.51.100.4");
+    node.leases_with(&json!({"Type": "vxlan", "DirectRouting": true}), &borrowed(&leases))?;
+    node.start()?;
+    let direct = "10.5.3.0/24 via 192.0.2.3 dev eth0 proto 154 metric 4";
+    node.shows("ip route", direct, PATIENCE)?;
+    node.shows(ROUTES, "10.5.4.0/24 via 10.5.4.0", PATIENCE)?;
+    for removal in ["ip route del 10.5.3.0/24", "ip link set eth0 down"] {
+        node.net.cmd(removal).ok()?;
+        node.net.cmd("ip link set eth0 up").ok()?;
+        node.shows("ip route", direct, PATIENCE)?;
+    }
+    node.leases(&borrowed(&leases))?;
+    // The configuration is read once: only a restart turns it.
+    node.flanneld.take().context("not started")?.terminate(PATIENCE)?;
+    fs::remove_file(node.subnet_file())?;
+    node.start()?;
+    node.shows(ROUTES, "10.5.3.0/24 via 10.5.3.0", PATIENCE)?;
+    node.shows("ip route", "!via 192.0.2.3", PATIENCE).map(drop)
 }
 
 #[test]

@@ -75,9 +75,6 @@ impl Config {
             (Some(network), Some((subnet_len, subnet_min, subnet_max)), Some(vxlan))
                 if fields.mistakes.is_empty() =>
             {
-                if vxlan.direct_routing {
-                    notes.push(NO_DIRECT_ROUTING.to_owned());
-                }
                 Ok(Self { network, subnet_len, subnet_min, subnet_max, vxlan, backend_missing, notes })
             }
             _ => Err(BadConfig(fields.mistakes)),
@@ -119,10 +116,6 @@ impl Config {
         }
     }
 }
-
-/// What a user who asked for direct routes is told.
-const NO_DIRECT_ROUTING: &str =
-    "\"DirectRouting\" is not supported yet: nodes on the same link are reached through the tunnel as well";
 
 /// Keys of one object, with what is wrong with their values.
 struct Fields {

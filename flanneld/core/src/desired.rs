@@ -121,7 +121,7 @@ pub fn desired(leases: &[RawLease], config: &Config, own: &Lease, me: &NodeFacts
     for raw in by_age {
         match used.check(raw) {
             Ok(None) => {}
-            Ok(Some(peer)) => vxlan::add_peer(&mut overlay, &peer, &config.network),
+            Ok(Some(peer)) => vxlan::add_peer(&mut overlay, &peer, config, me),
             Err(reason) => skipped.push(Skipped { key: raw.key.clone(), reason }),
         }
     }

@@ -40,7 +40,8 @@ impl FakeKernel {
             Op::SetSysctl(path, _) if !self.now.sysctls.contains_key(path) => return Err("no such setting"),
             Op::AddDevice(..) if self.now.device.is_some() => return Err("the device exists"),
             Op::SetSysctl(..) | Op::DelDevice(_) | Op::AddDevice(..) => {}
-            Op::SetRoute(_, _, Hop::Blackhole) | Op::DelRoute(..) => {}
+            Op::SetRoute(_, _, hop) if !hop.is_on_device() => {}
+            Op::DelRoute(..) => {}
             _ => self.on_device(op)?,
         }
         self.now.acknowledge(op);

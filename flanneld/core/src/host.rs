@@ -122,6 +122,16 @@ impl fmt::Display for HostPrefix {
 const POD_BRIDGES: [&str; 3] = ["cni0", "docker0", "cbr0"];
 
 impl NodeFacts {
+    /// An address is on the link of the underlay interface: no router is in between.
+    #[must_use]
+    pub fn is_on_link(&self, address: Ipv4Addr) -> bool {
+        self.host.iter().any(|host| {
+            host.device.as_ref() == Some(&self.underlay.name)
+                && host.address.is_some()
+                && host.subnet.contains(address.into())
+        })
+    }
+
     /// The first address or route of this host that a peer's subnet may not overlap.
     ///
     /// Default routes (and the halves that VPNs write instead) overlap everything and count as nothing.

@@ -163,6 +163,21 @@ fn check_skipped(bad: &RawLease, me: &NodeFacts, reason: &str) {
     assert_eq!(text, [format!("lease {:?} is skipped: {reason}", bad.key)]);
 }
 
+#[test]
+fn a_peer_on_the_same_link_gets_a_plain_route_where_that_is_wanted() {
+    let config = config(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#);
+    let me = NodeFacts { host: host_address("192.0.2.1/24", "eth0", DeviceKind::Other), ..facts() };
+    let leases = [lease("10.5.34.0-24", "192.0.2.2", 2), lease("10.5.35.0-24", "198.51.100.3", 3)];
+    let want = desired(&leases, &config, &own(), &me).0;
+    let text: Vec<_> = diff(&want, &settled(&[])).iter().map(ToString::to_string).collect();
+    let expected = "
+bridge fdb replace 02:00:00:00:00:03 dev flannel.1 dst 198.51.100.3 self permanent
+ip neigh replace 10.5.35.0 lladdr 02:00:00:00:00:03 dev flannel.1 nud permanent
+ip route replace 10.5.34.0/24 via 192.0.2.2 metric 35 proto 154
+ip route replace 10.5.35.0/24 via 10.5.35.0 dev flannel.1 metric 36 onlink proto 154";
+    assert_eq!(text.join("\n"), expected.trim());
+}
+
 fn with_value(value: &str) -> RawLease {
     RawLease { value: value.to_owned(), ..lease("10.5.7.0-24", "192.0.2.7", 7) }
 }
@@ -270,16 +285,16 @@ prop_compose! {
         leases in prop::collection::vec(some_lease(), 0..10),
         device in prop::option::of(some_device()),
         forward: bool,
-        stray_routes in prop::collection::vec((0_u8..12, 0_u32..3, prop::bool::ANY), 0..5),
+        stray_routes in prop::collection::vec((0_u8..12, 0_u32..3, 0_u8..3), 0..5),
         stray_entries in prop::collection::vec((0_u8..12, 0_u8..12, prop::bool::ANY), 0..5),
         lost in prop::collection::vec(0_u8..12, 0..5),
         addresses in prop::collection::btree_set((0_u8..12).prop_map(|n| ([10, 5, n, 0].into(), 32)), 0..3),
     ) -> Overlay {
         let mut have = settled(&leases);
         have.sysctls.insert("net/ipv4/ip_forward".to_owned(), u8::from(forward).to_string());
-        for (third, metric, blackhole) in stray_routes {
+        for (third, metric, kind) in stray_routes {
             let subnet = format!("10.5.{third}.0/24").parse().unwrap();
-            let hop = if blackhole { Hop::Blackhole } else { Hop::Foreign };
+            let hop = [Hop::Blackhole, Hop::Foreign, Hop::Direct([192, 0, 2, 9].into())][usize::from(kind)];
             have.routes.insert(RouteKey { subnet, metric }, hop);
         }
         for (mac, node, odd) in stray_entries {
@@ -295,12 +310,12 @@ prop_compose! {
             // A device that is down has no routes and neighbours.
             Some(device) if !device.up => {
                 have.neighbours.clear();
-                have.routes.retain(|_, hop| *hop == Hop::Blackhole);
+                have.routes.retain(|_, hop| !hop.is_on_device());
                 have.device = Some(device);
             }
             Some(device) => have.device = Some(device),
             None => {
-                let routes = have.routes.into_iter().filter(|(_, hop)| *hop == Hop::Blackhole).collect();
+                let routes = have.routes.into_iter().filter(|(_, hop)| !hop.is_on_device()).collect();
                 have = Overlay { routes, sysctls: have.sysctls, ..Overlay::empty(have.name) };
             }
         }

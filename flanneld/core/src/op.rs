@@ -92,6 +92,7 @@ fn route(dev: &IfName, key: RouteKey, hop: Hop) -> String {
     let RouteKey { subnet, metric } = key;
     match hop {
         Hop::Tunnel(gateway) => format!("{subnet} via {gateway} dev {dev} metric {metric} onlink"),
+        Hop::Direct(gateway) => format!("{subnet} via {gateway} metric {metric}"),
         Hop::Blackhole => format!("blackhole {subnet} metric {metric}"),
         Hop::Foreign => format!("{subnet} dev {dev} metric {metric}"),
     }
@@ -138,7 +139,7 @@ impl Overlay {
     fn lose_address(&mut self, address: Ipv4Addr, length: u8) {
         if self.addresses.remove(&(address, length)) && self.addresses.is_empty() {
             self.neighbours.clear();
-            self.routes.retain(|_, hop| *hop == Hop::Blackhole);
+            self.routes.retain(|_, hop| !hop.is_on_device());
         }
     }
 
@@ -148,7 +149,7 @@ impl Overlay {
         self.addresses.clear();
         self.neighbours.clear();
         self.fdb.clear();
-        self.routes.retain(|_, hop| *hop == Hop::Blackhole);
+        self.routes.retain(|_, hop| !hop.is_on_device());
     }
 
     /// Forgets all forwarding entries of an address.

@@ -27,6 +27,14 @@ pub struct Overlay {
     pub sysctls: BTreeMap<String, String>,
 }
 
+impl Hop {
+    /// The route goes with our device.
+    #[must_use]
+    pub const fn is_on_device(&self) -> bool {
+        matches!(self, Self::Tunnel(_) | Self::Foreign)
+    }
+}
+
 impl Overlay {
     /// Nothing at all.
     #[must_use]
@@ -125,6 +133,8 @@ pub struct RouteKey {
 pub enum Hop {
     /// Through our device to a peer's first address, which is `onlink`; with our protocol number.
     Tunnel(Ipv4Addr),
+    /// Straight to a peer on the same link, without a tunnel; with our protocol number.
+    Direct(Ipv4Addr),
     /// Nowhere, with our protocol number.
     Blackhole,
     /// A route that counts as ours and that we would not write like this: flannel's, or a garbled one.

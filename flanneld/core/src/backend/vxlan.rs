@@ -54,9 +54,14 @@ pub fn device(config: &Config, own: &Lease, me: &NodeFacts) -> Device {
     }
 }
 
-/// Adds what leads to a peer.
-pub fn add_peer(overlay: &mut Overlay, peer: &Peer, network: &Subnet) {
-    let key = RouteKey { subnet: peer.subnet, metric: metric(&peer.subnet, network) };
+/// Adds what leads to a peer: a route alone, where the configuration wants that for peers on the same
+/// link and this is one.
+pub fn add_peer(overlay: &mut Overlay, peer: &Peer, config: &Config, me: &NodeFacts) {
+    let key = RouteKey { subnet: peer.subnet, metric: metric(&peer.subnet, &config.network) };
+    if config.vxlan.direct_routing && me.is_on_link(peer.public_ip) {
+        overlay.routes.insert(key, Hop::Direct(peer.public_ip));
+        return;
+    }
     overlay.fdb.insert((peer.mac, Remote::plain(peer.public_ip)));
     overlay.neighbours.insert(peer.gateway, peer.mac);
     overlay.routes.insert(key, Hop::Tunnel(peer.gateway));
