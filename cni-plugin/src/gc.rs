@@ -8,7 +8,7 @@ use linux::{
 
 use crate::{failure::kernel, lock, nat, networks};
 
-/// Removes links, masquerading, then reservations, of this network alone; goes on after a failure and reports the
+/// Removes links, masquerading, reservations and what the reference left, of this network alone; goes on after a failure and reports the
 /// first. Without the runtime's list nothing is removed.
 pub(crate) fn gc(network: &Network) -> Result<(), Error> {
     let Some(valid) = network.valid_attachments()? else { return Ok(()) };
@@ -18,7 +18,8 @@ pub(crate) fn gc(network: &Network) -> Result<(), Error> {
     let links = sweep_links(is_doomed);
     let masquerade = nat::sweep(is_doomed);
     let reservations = sweep_reservations(network, &valid);
-    links.and(masquerade).and(reservations)
+    let scratch = networks::sweep_scratch(network, |id| valid.iter().any(|who| who.container == id));
+    links.and(masquerade).and(reservations).and(scratch)
 }
 
 fn sweep_links(is_doomed: impl Fn(&str) -> bool) -> Result<(), Error> {

@@ -6,6 +6,7 @@ use linux::{
     link::{self, BridgePort, Change, Kind, Link, Veth, VethIndexes},
     netlink::RouteSocket,
     netns::Netns,
+    route::Filter,
     sysctl,
 };
 use netmodel::{IfName, Subnet};
@@ -14,6 +15,9 @@ use crate::{
     failure::kernel,
     undo::{Step, Undo},
 };
+
+/// The protocol number of routes from routers' advertisements (`RTPROT_RA`).
+const ROUTER_ADVERTISEMENT: u8 = 9;
 
 /// The host's side of one attachment.
 pub(crate) struct Host<'a> {
@@ -94,6 +98,10 @@ impl Host<'_> {
             let address = Address { nodad, ..Address::new(device.index, wanted.address, wanted.prefix) };
             requests.push(address.add(name, IfPresent::Keep));
         }
+        if self.plan.gateways.iter().any(|gateway| gateway.address.is_ipv6()) && !requests.is_empty() {
+            // Switched off for new interfaces on many hosts; where it can't be set, the address fails.
+            let _ = sysctl::write(&["net", "ipv6", "conf", name.as_str(), "disable_ipv6"], "0");
+        }
         if !requests.is_empty() {
             // Pins the address of a bridge that others made, which would change with its ports.
             let pin = Change { mac: device.mac, ..Change::default() };
@@ -101,7 +109,39 @@ impl Host<'_> {
         }
         let done: Result<(), _> = self.socket.apply(&requests).into_iter().collect();
         done.map_err(|e| kernel(&e))?;
-        forward(self.plan)
+        self.forward()
+    }
+
+    /// The host forwards packets of the families that the container has.
+    fn forward(&mut self) -> Result<(), Error> {
+        let settings: [(bool, &[&str]); 2] =
+            [(true, &["net", "ipv4", "ip_forward"]), (false, &["net", "ipv6", "conf", "all", "forwarding"])];
+        for (ipv4, setting) in settings {
+            let needed = self.plan.gateways.iter().any(|gateway| gateway.address.is_ipv4() == ipv4);
+            if !needed || sysctl::read(setting).map_err(|e| kernel(&e))? == "1" {
+                continue;
+            }
+            if !ipv4 {
+                self.keep_advertised_routes()?;
+            }
+            sysctl::write(setting, "1").map_err(|e| kernel(&e))?;
+        }
+        Ok(())
+    }
+
+    /// A host that forwards IPv6 no longer takes routes from routers' advertisements, unless told so:
+    /// those interfaces go on that have brought one.
+    fn keep_advertised_routes(&mut self) -> Result<(), Error> {
+        let filter = Filter { protocol: Some(ROUTER_ADVERTISEMENT), ..Filter::main(false) };
+        let routes = self.socket.routes(filter).map_err(|e| kernel(&e))?;
+        for index in routes.iter().filter_map(|route| route.device) {
+            let Some(uplink) = self.socket.link_by_index(index).map_err(|e| kernel(&e))? else { continue };
+            let setting = ["net", "ipv6", "conf", uplink.name.as_str(), "accept_ra"];
+            if sysctl::read(&setting).is_ok_and(|value| value == "1") {
+                sysctl::write(&setting, "2").map_err(|e| kernel(&e))?;
+            }
+        }
+        Ok(())
     }
 
     fn is_gateway(&self, address: &Address) -> bool {
@@ -187,17 +227,4 @@ fn conflicts(present: &Address, wanted: &HostAddress) -> bool {
         .zip(subnet(wanted.address, wanted.prefix))
         .is_some_and(|(a, b)| a.overlaps(&b));
     wanted.address.is_ipv4() || overlap
-}
-
-/// The host forwards packets of the families that the container has.
-fn forward(plan: &Plan) -> Result<(), Error> {
-    let settings: [(bool, &[&str]); 2] =
-        [(true, &["net", "ipv4", "ip_forward"]), (false, &["net", "ipv6", "conf", "all", "forwarding"])];
-    for (ipv4, setting) in settings {
-        let needed = plan.gateways.iter().any(|gateway| gateway.address.is_ipv4() == ipv4);
-        if needed && sysctl::read(setting).map_err(|e| kernel(&e))? != "1" {
-            sysctl::write(setting, "1").map_err(|e| kernel(&e))?;
-        }
-    }
-    Ok(())
 }

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use cni_core::{
-    Attachment, Code, Error, HostAddress, masquerade, masquerade_table, sweep_masquerade, unmasquerade,
-    unmasqueraded,
+    Attachment, Code, Error, HostAddress, masquerade, masquerade_table, repair_masquerade, sweep_masquerade,
+    unmasquerade, unmasqueraded,
 };
 use linux::nft::Socket;
 use ruleset::Transaction;
@@ -21,19 +21,22 @@ const ATTEMPTS: usize = 100;
 pub(crate) fn start(pods: &[HostAddress], who: &Attachment, undo: &mut Undo<'_>) -> Result<(), Error> {
     let mut socket = open()?;
     undo.push(Step::Masqueraded(pods.to_owned()));
-    let elements = masquerade(pods, &who.alias(), false);
+    let elements = masquerade(pods, &who.alias());
     for _ in 0..ATTEMPTS {
         match socket.commit(&elements) {
             Err(e) if e.is_not_found() => {}
             other => return other.map_err(|e| kernel(&e)),
         }
-        // Of several first calls one makes the table: the generation tells whether it was us.
-        let generation = socket.generation().map_err(|e| kernel(&e))?;
+        // The table is missing, or not whole. Of several calls that find it so one makes it: the
+        // generation tells the others that they were overtaken.
         let (family, name) = masquerade_table();
-        if socket.table(family, &name).map_err(|e| kernel(&e))?.is_some() {
-            continue;
-        }
-        match socket.commit_at(&masquerade(pods, &who.alias(), true), Some(generation)) {
+        let generation = socket.generation().map_err(|e| kernel(&e))?;
+        let have = match socket.table(family, &name) {
+            Err(e) if e.retry() == linux::Retry::Now => continue,
+            other => other.map_err(|e| kernel(&e))?,
+        };
+        let whole = repair_masquerade(have.as_ref(), pods, &who.alias());
+        match socket.commit_at(&whole, Some(generation)) {
             Err(e) if is_overtaken(&e) => {}
             other => return other.map_err(|e| kernel(&e)),
         }
@@ -84,10 +87,13 @@ pub(crate) fn sweep(is_doomed: impl Fn(&str) -> bool) -> Result<(), Error> {
     Err(busy())
 }
 
-/// Those of `pods` that are not masqueraded for `who`.
+/// Those of `pods` that are not masqueraded for `who`: all of them where the rules are not whole.
 pub(crate) fn missing(pods: &[HostAddress], who: &Attachment) -> Result<Vec<IpAddr>, Error> {
     let (family, name) = masquerade_table();
     let table = open()?.table(family, &name).map_err(|e| kernel(&e))?;
+    if !repair_masquerade(table.as_ref(), &[], "").is_empty() {
+        return Ok(pods.iter().map(|pod| pod.address).collect());
+    }
     Ok(unmasqueraded(table.as_ref(), pods, &who.alias()))
 }
 

@@ -120,10 +120,30 @@ impl Scratch {
     }
 
     pub(crate) fn remove(&self) -> Result<(), Error> {
-        match fs::remove_file(&self.path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failure::file("remove", &self.path, &e)),
-            _ => Ok(()),
+        remove(&self.path)
+    }
+}
+
+/// Removes what the reference's flannel plugin left of `network` for containers that are not valid.
+pub(crate) fn sweep_scratch(network: &Network, is_valid: impl Fn(&str) -> bool) -> Result<(), Error> {
+    if !is_flannel(network) {
+        return Ok(());
+    }
+    let folder = scratch_dir(network)?;
+    for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+        let delegated = fs::read(entry.path()).ok().and_then(|content| Network::parse(&content).ok());
+        let is_its = delegated.is_some_and(|delegated| delegated.name == network.name);
+        if is_its && !is_valid(&entry.file_name().to_string_lossy()) {
+            remove(&entry.path())?;
         }
+    }
+    Ok(())
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failure::file("remove", path, &e)),
+        _ => Ok(()),
     }
 }
 

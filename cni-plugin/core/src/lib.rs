@@ -29,7 +29,9 @@ pub use flannel::{
     delegate_config, delegate_type, foreign_delegate, reason_in_status, scratch_dir, status_file, subnet_file,
 };
 pub use ipam::{DEFAULT_DATA_DIR, Ipam, data_dir, parse_resolv_conf};
-pub use masquerade::{masquerade, masquerade_table, sweep_masquerade, unmasquerade, unmasqueraded};
+pub use masquerade::{
+    masquerade, masquerade_table, repair_masquerade, sweep_masquerade, unmasquerade, unmasqueraded,
+};
 pub use plan::{Chosen, HostAddress, Plan, PodRoute};
 pub use request::{Arguments, Environment, Invocation, Network, Verb, about};
 pub use result::{Dns, Interface, IpConfig, Outcome, Route};

@@ -97,20 +97,45 @@ fn table() -> Table {
     table
 }
 
-/// The change that masquerades `pods`, whose elements say whose they are; with the whole table
-/// where `whole`, for when there is none.
-#[must_use]
-pub fn masquerade(pods: &[HostAddress], whose: &str, whole: bool) -> Transaction {
-    let (family, name) = masquerade_table();
-    let mut change = if whole { Transaction::create(&table()) } else { Transaction::new(family, name) };
-    for pod in pods {
+/// The elements of `pods`, by the set that they belong to.
+fn elements(pods: &[HostAddress], whose: &str) -> Vec<(Name, SetSpec, Key, Element)> {
+    let both = |pod: &HostAddress| {
         let words = Words::of(pod.address);
-        let Some((address, own)) = words.keys(*pod) else { continue };
         let element = || Element::default().comment(whose);
-        change.add_elements(&words.pods.into(), &words.pods_spec(), [(address, element())]);
-        change.add_elements(&words.own.into(), &words.own_spec(), [(own, element())]);
+        words.keys(*pod).map(|(address, own)| {
+            [
+                (words.pods.into(), words.pods_spec(), address, element()),
+                (words.own.into(), words.own_spec(), own, element()),
+            ]
+        })
+    };
+    pods.iter().filter_map(both).flatten().collect()
+}
+
+/// The change that masquerades `pods` where the table is there; their elements say whose they are.
+#[must_use]
+pub fn masquerade(pods: &[HostAddress], whose: &str) -> Transaction {
+    let (family, name) = masquerade_table();
+    let mut change = Transaction::new(family, name);
+    for (set, spec, key, element) in elements(pods, whose) {
+        change.add_elements(&set, &spec, [(key, element)]);
     }
     change
+}
+
+/// The change after which the table is whole, masquerades `pods` too, and keeps the elements that it
+/// has. Empty where nothing is missing.
+#[must_use]
+pub fn repair_masquerade(have: Option<&Observed>, pods: &[HostAddress], whose: &str) -> Transaction {
+    let mut want = table();
+    for (name, set) in &mut want.sets {
+        let same = have.and_then(|have| have.sets.get(name)).filter(|seen| seen.header == set.spec.lower());
+        set.elements.extend(same.into_iter().flat_map(|seen| seen.elements.clone()));
+    }
+    for (set, _, key, element) in elements(pods, whose) {
+        want.element(&set, key, element);
+    }
+    ruleset::diff(&want, have)
 }
 
 /// The change that ends it for `pods`.
@@ -183,7 +208,8 @@ mod tests {
     fn elements_come_go_and_are_found_by_their_owner() {
         let mut have = None;
         let apply = |have: &mut Option<Observed>, change| ruleset::apply(have, &change).unwrap();
-        apply(&mut have, masquerade(&pods(), "weft:n/a/eth0", true));
+        apply(&mut have, repair_masquerade(None, &pods()[..1], "weft:n/a/eth0"));
+        apply(&mut have, masquerade(&pods()[1..], "weft:n/a/eth0"));
         assert!(unmasqueraded(have.as_ref(), &pods(), "weft:n/a/eth0").is_empty());
         assert_eq!(unmasqueraded(have.as_ref(), &pods(), "weft:n/b/eth0").len(), 2);
         assert_eq!(unmasqueraded(None, &pods(), "weft:n/a/eth0").len(), 2);
@@ -198,5 +224,20 @@ mod tests {
         apply(&mut have, unmasquerade(&pods()));
         assert_eq!(have, other);
         assert!(have.unwrap().sets.values().all(|set| set.elements.is_empty()));
+    }
+
+    #[test]
+    fn a_table_that_others_broke_is_made_whole_with_its_elements() {
+        let mut have = None;
+        let apply = |have: &mut Option<Observed>, change| ruleset::apply(have, &change).unwrap();
+        apply(&mut have, repair_masquerade(None, &pods(), "weft:n/a/eth0"));
+        let whole = have.clone().map(Observed::without_handles);
+        assert!(repair_masquerade(have.as_ref(), &[], "").is_empty());
+        let broken = have.as_mut().unwrap();
+        broken.chains.clear();
+        broken.sets.remove(&Name::from("own4"));
+        let change = repair_masquerade(have.as_ref(), &pods(), "weft:n/a/eth0");
+        apply(&mut have, change);
+        assert_eq!(have.map(Observed::without_handles), whole);
     }
 }

@@ -128,6 +128,30 @@ fn errors_of_every_code() {
     golden("version.json", &version_reply());
 }
 
+#[test]
+fn readings_of_subnet_files() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/subnet-env");
+    let mut paths: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    let reading = |path: &PathBuf| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        match SubnetEnv::parse(name, &String::from_utf8_lossy(&fs::read(path).unwrap())) {
+            Ok(env) => {
+                let list = |subnets: &[netmodel::Subnet]| {
+                    subnets.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+                };
+                let (networks, subnets) = (list(&env.networks), list(&env.subnets));
+                format!(
+                    "{name}: networks {networks}; subnets {subnets}; mtu {}; masquerades {}",
+                    env.mtu, env.ip_masq
+                )
+            }
+            Err(error) => format!("{name}: code {}: {error}", error.code as u16),
+        }
+    };
+    golden("subnet-env.txt", &paths.iter().map(reading).collect::<Vec<_>>().join("\n"));
+}
+
 /// JSON that looks like a configuration: our keys in odd letter cases, values of every kind.
 fn odd_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![

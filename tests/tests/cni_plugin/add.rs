@@ -128,6 +128,31 @@ fn both_families_at_once_and_no_waiting_for_duplicates() -> Result<()> {
 }
 
 #[test]
+fn routes_that_routers_advertised_survive_forwarding() -> Result<()> {
+    let Some(bed) = Bed::new("ra")? else { return Ok(()) };
+    Cmd::new("sysctl -qw net.ipv6.conf.default.disable_ipv6=0 net.ipv6.conf.all.forwarding=0").ok()?;
+    for line in [
+        "ip link add up0 type veth peer name far0",
+        "ip link add quiet0 type veth peer name far1",
+        "ip link set up0 up",
+        "ip link set far0 up",
+        "ip -6 route add default via fe80::1 dev up0 proto ra",
+        "sysctl -qw net.ipv6.conf.default.disable_ipv6=1",
+    ] {
+        Cmd::new(line).ok()?;
+    }
+    let pod = Netns::new()?;
+    let mut config = bed.bridge();
+    config["ipam"]["ranges"] = json!([[{"subnet": "fd99::/64"}]]);
+    call("ADD", &Who::new("c1", &pod), &config).result();
+    pod.cmd("ping -6 -n -c1 -W2 fd99::1").ok()?;
+    let value = |name: &str| Cmd::new(format!("sysctl -n net.ipv6.conf.{name}")).ok();
+    assert_eq!(value("all.forwarding")?.stdout.trim(), "1");
+    assert_eq!((value("up0.accept_ra")?.stdout.trim(), value("quiet0.accept_ra")?.stdout.trim()), ("2", "1"));
+    Ok(())
+}
+
+#[test]
 fn a_host_without_ipv6_is_fine() -> Result<()> {
     let Some(bed) = Bed::new("no6")? else { return Ok(()) };
     Cmd::new("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1").ok()?;

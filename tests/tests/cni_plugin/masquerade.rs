@@ -88,9 +88,31 @@ fn del_takes_the_elements_of_its_own_pod_alone() -> Result<()> {
     Cmd::new("nft flush set inet weft-cni pods4").ok()?;
     let (_, text) = call("CHECK", &whos[3], &full).error();
     assert!(text.contains("address 10.99.0.5 is not masqueraded"), "{text}");
+    call("DEL", &whos[3], &full).silent();
+    let result = call("ADD", &whos[3], &config).result();
+    let full = with(&config, &json!({"prevResult": result}));
+    call("CHECK", &whos[3], &full).silent();
+    Cmd::new("nft flush chain inet weft-cni postrouting").ok()?;
+    assert!(call("CHECK", &whos[3], &full).error().1.contains("is not masqueraded"));
     Cmd::new("nft flush ruleset").ok()?;
     call("DEL", &whos[3], &full).silent();
     assert_eq!((bed.reservations("net").len(), bed.veths()?.len()), (0, 0));
+    Ok(())
+}
+
+#[test]
+fn a_table_that_others_broke_is_made_whole() -> Result<()> {
+    let Some(bed) = Bed::new("masqbroken")? else { return Ok(()) };
+    let (one, two) = (Netns::new()?, Netns::new()?);
+    let config = config(&bed);
+    call("ADD", &Who::new("c1", &one), &config).result();
+    Cmd::new("nft delete chain inet weft-cni postrouting").ok()?;
+    Cmd::new("nft delete set inet weft-cni own4").ok()?;
+    let who = Who::new("c2", &two);
+    let result = call("ADD", &who, &config).result();
+    call("CHECK", &who, &with(&config, &json!({"prevResult": result}))).silent();
+    let listed = elements()?;
+    assert_eq!((listed.matches("/c1/").count(), listed.matches("/c2/").count()), (3, 4), "{listed}");
     Ok(())
 }
 

@@ -62,3 +62,17 @@ fn gc_keeps_exactly_what_is_valid() -> Result<()> {
     assert_eq!(bed.reservations("other").len(), 1);
     Ok(())
 }
+
+#[test]
+fn gc_removes_what_flannels_own_plugin_left() -> Result<()> {
+    let Some(bed) = Bed::new("gcscratch")? else { return Ok(()) };
+    let config = with(&bed.flannel()?, &json!({"cniVersion": "1.1.0"}));
+    for (id, name) in [("c1", "cbr0"), ("c2", "cbr0"), ("c3", "other")] {
+        bed.dir.write(&format!("flannel/{id}"), json!({"name": name, "type": "bridge"}).to_string())?;
+    }
+    let valid = json!([{"containerID": "c2", "ifname": "eth0"}]);
+    call("GC", &nobody(), &with(&config, &json!({"cni.dev/valid-attachments": valid}))).silent();
+    let left = ["c1", "c2", "c3"].map(|id| bed.path(&format!("flannel/{id}")).exists());
+    assert_eq!(left, [false, true, true]);
+    Ok(())
+}
