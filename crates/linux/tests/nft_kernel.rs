@@ -4,7 +4,10 @@
 mod c6;
 mod nft_tools;
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use linux::nft::{Events, Socket};
 use nft_tools::{Result, namespace};
@@ -272,6 +275,37 @@ fn changes_are_announced_with_their_author() -> Result {
     ns.cmd("nft flush ruleset").ok()?;
     assert!(events.wait(QUICK)?.iter().any(|changed| changed.table == table.name));
     assert!(events.wait(NOW)?.is_empty());
+    Ok(())
+}
+
+#[test]
+fn a_table_is_read_while_others_never_rest() -> Result {
+    let Some(ns) = namespace() else { return Ok(()) };
+    let (table, mut busy) = (c6::services(), c6::services());
+    busy.name = "busy".into();
+    let _inside = ns.enter()?;
+    let mut socket = Socket::open()?;
+    socket.commit(&Transaction::create(&table))?;
+    let before = socket.generation()?;
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| -> Result {
+        scope.spawn(|| {
+            ns.inside(|| {
+                let mut socket = Socket::open().unwrap();
+                while !stop.load(Ordering::Relaxed) {
+                    socket.commit(&Transaction::create(&busy)).unwrap();
+                    socket.commit(&Transaction::delete(busy.family, &busy.name)).unwrap();
+                }
+            })
+        });
+        let read: Vec<_> = (0..50).map(|_| read(&mut socket, &table)).collect();
+        stop.store(true, Ordering::Relaxed);
+        for have in read {
+            assert!(diff(&table, have?.as_ref()).is_empty());
+        }
+        Ok(())
+    })?;
+    assert!(socket.generation()? > before + 50, "nobody disturbed");
     Ok(())
 }
 

@@ -36,17 +36,27 @@ pub struct ForeignChain {
 }
 
 impl Socket {
-    /// The table of that name with everything in it, or `None` where there is none. All parts are of one
-    /// generation of the ruleset.
+    /// The table of that name with everything in it, or `None` where there is none.
+    ///
+    /// All parts are of one generation of the ruleset; or, where others keep changing their tables, two
+    /// readings in a row were the same.
     ///
     /// # Errors
-    /// The kernel refused or did not answer, or the ruleset kept changing.
+    /// The kernel refused or did not answer, or the table kept changing.
     pub fn table(&mut self, family: Family, name: &Name) -> Result<Option<Observed>, Error> {
+        let mut last = None;
         for _ in 0..ATTEMPTS {
             let before = self.generation()?;
             let read = self.read_table(family, name);
             if self.generation()? == before {
                 return read;
+            }
+            // An error now only says that something went away while it was read.
+            if let Ok(read) = read {
+                if last.as_ref() == Some(&read) {
+                    return Ok(read);
+                }
+                last = Some(read);
             }
         }
         Err(Error::new("read", table_object(family, name), Cause::KeptChanging))
