@@ -6,7 +6,8 @@ use std::{fs, path::Path};
 use cni_core::{
     Bridge, Chosen, Dns, Error, HostAddress, Interface, IpConfig, Ipam, Outcome, Plan, parse_resolv_conf,
 };
-use linux::{netlink::RouteSocket, netns::Netns};
+use linux::{link::Link, netlink::RouteSocket, netns::Netns};
+use netmodel::Subnet;
 
 use crate::{
     failure::{self, kernel},
@@ -20,7 +21,7 @@ use crate::{
 
 /// Attaches and returns the result.
 pub(crate) fn add(call: &Call) -> Result<String, Error> {
-    let network = networks::complete(&call.network)?;
+    let (network, pod_networks) = networks::complete(&call.network)?;
     let bridge = Bridge::parse(&network, &call.args)?;
     let previous = network.previous().map(Outcome::parse).transpose()?;
     let netns = pod::open(call)?;
@@ -35,7 +36,11 @@ pub(crate) fn add(call: &Call) -> Result<String, Error> {
         None => Vec::new(),
     };
     let plan = Plan::new(&bridge, &call.who, &chosen);
-    let interfaces = attach(call, (&bridge, &plan), (&netns, pod), &mut undo)?;
+    let socket = RouteSocket::open().map_err(|e| kernel(&e))?;
+    let mut host = Host { socket, bridge: &bridge, plan: &plan };
+    let device = host.ensure_bridge()?;
+    host.ensure_gateways(&device, &pod_networks, |subnet| is_in_use(reservations.as_ref(), subnet, &chosen))?;
+    let interfaces = attach(call, (host, &device), (&netns, pod), &mut undo)?;
     let made = outcome(&bridge, &plan, interfaces)?;
     let whole = previous.map_or(made.clone(), |previous| made.after(previous));
     let text = whole.to_json(network.version)?;
@@ -62,22 +67,25 @@ fn reserve(
     Ok(chosen)
 }
 
-/// Makes and configures the links: bridge, host end, container end, in the result's order.
+/// Somebody but the container that `chosen` is for has an address of `subnet`.
+fn is_in_use(reservations: Option<&Reservations>, subnet: Subnet, chosen: &[Chosen]) -> bool {
+    let Ok(taken) = reservations.map_or(Ok(Vec::new()), Reservations::taken) else { return true };
+    taken.iter().any(|ip| subnet.contains(*ip) && !chosen.iter().any(|c| c.address == *ip))
+}
+
+/// Makes and configures the links, and reports them: bridge, host end, container end.
 fn attach(
     call: &Call,
-    (bridge, plan): (&Bridge, &Plan),
+    (mut host, device): (Host<'_>, &Link),
     (netns, mut pod): (&Netns, Pod<'_>),
     undo: &mut Undo<'_>,
 ) -> Result<Vec<Interface>, Error> {
-    let socket = RouteSocket::open().map_err(|e| kernel(&e))?;
-    let mut host = Host { socket, bridge, plan };
-    let device = host.ensure_bridge()?;
-    host.ensure_gateways(&device)?;
-    if bridge.ip_masq {
+    let plan = host.plan;
+    if host.bridge.ip_masq {
         let pods = plan.addresses.iter().map(|c| HostAddress { address: c.address, prefix: c.prefix });
         nat::start(&pods.collect::<Vec<_>>(), &call.who, undo)?;
     }
-    let indexes = host.cable(&device, netns, &call.who, undo)?;
+    let indexes = host.cable(device, netns, &call.who, undo)?;
     pod.configure(indexes.far, plan)?;
     // In this order: asking for the near end opens the port where the kernel has not got round to it.
     let near = host.report(indexes.near)?;

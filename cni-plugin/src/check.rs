@@ -19,7 +19,7 @@ use crate::{
 
 /// Compares the attachment with `prevResult`.
 pub(crate) fn check(call: &Call) -> Result<(), Error> {
-    let network = networks::complete(&call.network)?;
+    let (network, _) = networks::complete(&call.network)?;
     let bridge = Bridge::parse(&network, &call.args)?;
     let previous = network
         .previous()

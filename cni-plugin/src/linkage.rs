@@ -1,10 +1,12 @@
 //! The host's side: the bridge, the veth pair, the gateway's addresses.
 
-use cni_core::{Attachment, Bridge, Code, Error, HostAddress, Interface, Plan};
+use cni_core::{
+    Attachment, Bridge, Code, Error, GatewayChange, HostAddress, Interface, Plan, gateway_changes,
+};
 use linux::{
     address::{Address, IfPresent},
     link::{self, BridgePort, Change, Kind, Link, Veth, VethIndexes},
-    netlink::RouteSocket,
+    netlink::{Request, RouteSocket},
     netns::Netns,
     route::Filter,
     sysctl,
@@ -69,46 +71,35 @@ impl Host<'_> {
         })
     }
 
-    /// The bridge has the gateways' addresses and no others in their place; the host forwards.
-    pub(crate) fn ensure_gateways(&mut self, device: &Link) -> Result<(), Error> {
+    /// The bridge has the gateways' addresses; the host forwards. For `pod_networks` and `in_use` see
+    /// [`gateway_changes`].
+    pub(crate) fn ensure_gateways(
+        &mut self,
+        device: &Link,
+        pod_networks: &[Subnet],
+        in_use: impl Fn(Subnet) -> bool,
+    ) -> Result<(), Error> {
         if self.plan.gateways.is_empty() {
             return Ok(());
         }
         let name = &self.bridge.bridge;
         let present = self.socket.addresses(Some(device.index)).map_err(|e| kernel(&e))?;
-        let mut requests = Vec::new();
-        for wanted in &self.plan.gateways {
-            let same = |a: &&Address| a.address == wanted.address && a.prefix == wanted.prefix;
-            if present.iter().any(|a| same(&a)) {
-                continue;
+        let present: Vec<HostAddress> =
+            present.iter().map(|a| HostAddress { address: a.address, prefix: a.prefix }).collect();
+        let changes = gateway_changes(self.bridge, &self.plan.gateways, &present, pod_networks, in_use)?;
+        if !changes.is_empty() {
+            if self.plan.gateways.iter().any(|gateway| gateway.address.is_ipv6()) {
+                // Switched off for new interfaces on many hosts; where it can't be set, the address fails.
+                let _ = sysctl::write(&["net", "ipv6", "conf", name.as_str(), "disable_ipv6"], "0");
             }
-            for other in present.iter().filter(|a| conflicts(a, wanted) && !self.is_gateway(a)) {
-                if !self.bridge.force_address {
-                    let (gateway, prefix) = (wanted.address, wanted.prefix);
-                    let text = format!(
-                        "{:?} already has an IP address different from {gateway}/{prefix}",
-                        name.as_str()
-                    );
-                    let found = format!("{name} has {}/{}", other.address, other.prefix);
-                    return Err(Error::new(Code::Internal, text).with_details(found));
-                }
-                requests.push(other.delete(name));
-            }
-            let nodad = wanted.address.is_ipv6();
-            let address = Address { nodad, ..Address::new(device.index, wanted.address, wanted.prefix) };
-            requests.push(address.add(name, IfPresent::Keep));
-        }
-        if self.plan.gateways.iter().any(|gateway| gateway.address.is_ipv6()) && !requests.is_empty() {
-            // Switched off for new interfaces on many hosts; where it can't be set, the address fails.
-            let _ = sysctl::write(&["net", "ipv6", "conf", name.as_str(), "disable_ipv6"], "0");
-        }
-        if !requests.is_empty() {
+            let mut requests: Vec<Request> =
+                changes.iter().map(|change| gateway_request(change, device.index, name)).collect();
             // Pins the address of a bridge that others made, which would change with its ports.
             let pin = Change { mac: device.mac, ..Change::default() };
             requests.push(link::change(device.index, name, &pin));
+            let done: Result<(), _> = self.socket.apply(&requests).into_iter().collect();
+            done.map_err(|e| kernel(&e))?;
         }
-        let done: Result<(), _> = self.socket.apply(&requests).into_iter().collect();
-        done.map_err(|e| kernel(&e))?;
         self.forward()
     }
 
@@ -142,11 +133,6 @@ impl Host<'_> {
             }
         }
         Ok(())
-    }
-
-    fn is_gateway(&self, address: &Address) -> bool {
-        let as_wanted = HostAddress { address: address.address, prefix: address.prefix };
-        self.plan.gateways.contains(&as_wanted)
     }
 
     /// Makes the veth pair in place: one end a port of the bridge, the other in `netns`.
@@ -217,14 +203,12 @@ pub(crate) fn taken(ifname: &IfName, host: &IfName) -> Error {
     Error::new(Code::Internal, text)
 }
 
-/// An IPv4 address of the bridge is in the way of any other; an IPv6 one of those that overlap it.
-fn conflicts(present: &Address, wanted: &HostAddress) -> bool {
-    if present.address.is_ipv4() != wanted.address.is_ipv4() {
-        return false;
+fn gateway_request(change: &GatewayChange, index: u32, name: &IfName) -> Request {
+    match change {
+        GatewayChange::Remove(old) => Address::new(index, old.address, old.prefix).delete(name),
+        GatewayChange::Add(new) => {
+            let nodad = new.address.is_ipv6();
+            Address { nodad, ..Address::new(index, new.address, new.prefix) }.add(name, IfPresent::Keep)
+        }
     }
-    let subnet = |address, prefix| Subnet::containing(address, prefix).ok();
-    let overlap = subnet(present.address, present.prefix)
-        .zip(subnet(wanted.address, wanted.prefix))
-        .is_some_and(|(a, b)| a.overlaps(&b));
-    wanted.address.is_ipv4() || overlap
 }

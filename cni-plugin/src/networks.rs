@@ -10,6 +10,8 @@ use cni_core::{
     reason_in_status, scratch_dir, status_file, subnet_file,
 };
 
+use netmodel::Subnet;
+
 use crate::{failure, reservations::Reservations};
 
 /// A request about one container.
@@ -50,13 +52,14 @@ fn is_flannel(network: &Network) -> bool {
     network.kind == "flannel"
 }
 
-/// The bridge network that `network` stands for on this node.
-pub(crate) fn complete(network: &Network) -> Result<Network, Error> {
-    if is_flannel(network) {
-        delegate_config(network, Some(&subnet_env(network)?))
-    } else {
-        Ok(network.clone())
+/// The bridge network that `network` stands for on this node, and the networks that `flanneld` leases
+/// its subnets from.
+pub(crate) fn complete(network: &Network) -> Result<(Network, Vec<Subnet>), Error> {
+    if !is_flannel(network) {
+        return Ok((network.clone(), Vec::new()));
     }
+    let env = subnet_env(network)?;
+    Ok((delegate_config(network, Some(&env))?, env.networks))
 }
 
 /// The same for DEL and CHECK, which have to work without `subnet.env`: then there are no ranges.

@@ -10,7 +10,7 @@ pub(crate) fn status(network: &Network) -> Result<(), Error> {
         Code::TryAgainLater | Code::Decode => Error { code: Code::NotAvailable, ..error },
         _ => error,
     };
-    let network = networks::complete(network).map_err(not_available)?;
+    let (network, _) = networks::complete(network).map_err(not_available)?;
     let bridge = Bridge::parse(&network, &Arguments::default())?;
     let Some(ipam) = bridge.ipam else { return Ok(()) };
     let Some(reservations) = networks::reservations(&network)? else { return Ok(()) };

@@ -11,6 +11,7 @@ mod bridge;
 mod check;
 mod error;
 mod flannel;
+mod gateway;
 mod ipam;
 mod json;
 mod masquerade;
@@ -28,6 +29,7 @@ pub use error::{Code, Error};
 pub use flannel::{
     delegate_config, delegate_type, foreign_delegate, reason_in_status, scratch_dir, status_file, subnet_file,
 };
+pub use gateway::{GatewayChange, gateway_changes};
 pub use ipam::{DEFAULT_DATA_DIR, Ipam, data_dir, parse_resolv_conf};
 pub use masquerade::{
     masquerade, masquerade_table, repair_masquerade, sweep_masquerade, unmasquerade, unmasqueraded,

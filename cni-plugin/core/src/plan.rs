@@ -1,6 +1,6 @@
 //! What an attachment consists of.
 
-use std::net::IpAddr;
+use std::{fmt, net::IpAddr};
 
 use netmodel::{Mac, Subnet};
 
@@ -28,6 +28,12 @@ pub struct HostAddress {
     pub address: IpAddr,
     /// Its prefix length.
     pub prefix: u8,
+}
+
+impl fmt::Display for HostAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
 }
 
 /// A route as it is set in the container.

@@ -455,3 +455,32 @@ fn a_flannel_node_of_both_families_works() -> Result<()> {
     assert!(!Cmd::new("nft list table inet weft-cni").ok()?.stdout.contains("weft:cbr0"));
     Ok(())
 }
+
+#[test]
+fn pods_of_an_earlier_lease_keep_their_gateway() -> Result<()> {
+    let Some(bed) = Bed::new("lease")? else { return Ok(()) };
+    let (old, new, last) = (Netns::new()?, Netns::new()?, Netns::new()?);
+    let config = bed.flannel()?;
+    let lease = |third: u8| {
+        let text = format!(
+            "FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.{third}.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
+        );
+        bed.dir.write("subnet.env", text)
+    };
+    call("ADD", &Who::new("c1", &old), &config).result();
+    lease(7)?;
+    call("ADD", &Who::new("c2", &new), &config).result();
+    assert_eq!(addresses(&device(&bed.host, "cni0")?), ["10.42.3.1/24", "10.42.7.1/24"]);
+    old.cmd("ping -n -c1 -W2 10.42.7.2").ok()?;
+    new.cmd("ping -n -c1 -W2 10.42.3.2").ok()?;
+    call("DEL", &Who::new("c1", &old), &config).silent();
+    lease(9)?;
+    call("ADD", &Who::new("c3", &last), &config).result();
+    assert_eq!(addresses(&device(&bed.host, "cni0")?), ["10.42.7.1/24", "10.42.9.1/24"]);
+    // What never was a lease is somebody else's.
+    Cmd::new("ip address flush dev cni0").ok()?;
+    Cmd::new("ip address add 192.0.2.1/24 dev cni0").ok()?;
+    let (_, text) = call("ADD", &Who::new("c4", &old), &config).error();
+    assert_eq!(text, "\"cni0\" already has an IP address different from 10.42.9.1/24");
+    Ok(())
+}
