@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    net::IpAddr,
     sync::mpsc::{self, Receiver, RecvTimeoutError},
     time::{Duration, Instant},
 };
@@ -12,10 +13,10 @@ use netmodel::{NodeName, Subnet};
 use proxy_core::{
     adopt::Found,
     catalog::Catalog,
-    delta::{self, Delta},
+    delta,
     flows::Scope,
     state::State,
-    tables::{Config, NodePorts},
+    tables::{Config, Front, NodePorts},
 };
 use ruleset::{Family, Transaction};
 
@@ -70,8 +71,17 @@ pub struct Runner {
     kernel: Kernel,
     /// What the clock showed at start: all times count from there.
     started: Instant,
+    /// What an earlier run left has been taken over, if there was something.
+    adopted: bool,
+    restarted: bool,
     /// The kernel's table may differ from what we know: it has to be read back.
     unknown: bool,
+    /// Addresses or routes may differ from what we know.
+    machine_moved: bool,
+    /// UDP front ends some of whose flows may be stale.
+    touched: BTreeSet<Front>,
+    /// When the slow timer last ran out.
+    looked_at: Instant,
     /// The kernel's generation after we last knew our table to be right.
     generation: Option<u32>,
     backoff: Backoff,
@@ -110,7 +120,12 @@ impl Runner {
             machine,
             kernel,
             started: Instant::now(),
+            adopted: false,
+            restarted: false,
             unknown: true,
+            machine_moved: false,
+            touched: BTreeSet::new(),
+            looked_at: Instant::now(),
             generation: None,
             backoff: Backoff::up_to(LONGEST_PAUSE, Random::from_system()),
             retry_at: None,
@@ -127,24 +142,22 @@ impl Runner {
         self.state.table().to_string()
     }
 
-    /// The first pass: takes over what an earlier run left, and writes only what differs.
+    /// The first pass. What an earlier run left is taken over, and only what differs is written.
     fn start(&mut self) -> anyhow::Result<()> {
-        let have = self.kernel.table()?;
-        let mut found = have.as_ref().map(Found::read).unwrap_or_default();
-        let restarted = have.is_some();
-        self.state.sync_with(&mut self.catalog, &mut found, self.started.elapsed());
-        let transactions = delta::transactions(&self.state.table(), have.as_ref());
-        if let Err(error) = self.kernel.commit(&transactions) {
-            if error.is_permission() {
-                return Err(error.into());
+        match self.sync() {
+            Ok(done) => {
+                let services = self.state.programmed().count();
+                let Done { transactions, restarted, .. } = done;
+                tracing::info!(services, restarted, transactions, "ruleset is in place");
             }
-            let missing = self.kernel.missing_features();
-            anyhow::ensure!(missing.is_empty(), "this kernel lacks {}", missing.join(", "));
-            self.failed(&error);
+            Err(error) if error.is_permission() => return Err(error.into()),
+            Err(error) => {
+                let missing = self.kernel.missing_features();
+                anyhow::ensure!(missing.is_empty(), "this kernel lacks {}", missing.join(", "));
+                self.failed(&error);
+            }
         }
         self.warn_about_machine();
-        let changes: usize = transactions.iter().map(|t| t.changes.len()).sum();
-        tracing::info!(services = self.state.programmed().count(), restarted, changes, "ruleset is in place");
         Ok(())
     }
 
@@ -166,7 +179,7 @@ impl Runner {
         }
     }
 
-    fn own_addresses(&self) -> BTreeSet<std::net::IpAddr> {
+    fn own_addresses(&self) -> BTreeSet<IpAddr> {
         self.machine.primary(self.catalog.node(&self.node), &self.settings.pod_ranges)
     }
 
@@ -195,20 +208,23 @@ impl Runner {
 
     /// One pass. It does the whole job, whatever the reasons.
     fn pass(&mut self, reasons: &[Wake]) {
-        let timer = reasons.is_empty() && self.retry_at.is_none();
-        self.unknown |= reasons.contains(&Wake::Table) || (timer && self.generation_moved());
+        if self.looked_at.elapsed() >= SLOW_TIMER {
+            self.looked_at = Instant::now();
+            self.machine_moved = true;
+            self.unknown |= self.generation_moved();
+        }
+        self.machine_moved |= reasons.contains(&Wake::Machine);
+        self.unknown |= reasons.contains(&Wake::Table);
         self.read_source(reasons);
-        let done = self.sync(reasons.contains(&Wake::Machine) || timer);
-        match done {
-            Ok(Done { transactions, flows, routes }) => {
+        let foreign = reasons.contains(&Wake::Table);
+        match self.sync() {
+            Ok(done) => {
                 self.retry_at = None;
                 self.backoff.reset();
                 if self.said.clear() {
                     tracing::info!("the kernel holds what is wanted again");
                 }
-                if transactions + flows + routes > 0 {
-                    tracing::info!(transactions, stale_flows = flows, routes, "services changed");
-                }
+                done.log(foreign);
             }
             Err(error) => self.failed(&error),
         }
@@ -249,11 +265,13 @@ impl Runner {
     }
 
     /// Brings the kernel to what is wanted.
-    fn sync(&mut self, look_at_machine: bool) -> Result<Done, linux::Error> {
-        if look_at_machine || self.unknown {
+    fn sync(&mut self) -> Result<Done, linux::Error> {
+        if self.machine_moved {
             self.machine = self.kernel.machine()?;
+            self.machine_moved = false;
         }
         let own = self.own_addresses();
+        let had_state = self.adopted;
         let transactions = self.transactions(&own)?;
         self.kernel.commit(&transactions)?;
         if self.unknown {
@@ -261,34 +279,34 @@ impl Runner {
             self.generation = self.kernel.generation().ok();
         }
         let flows = self.forget_flows(&own)?;
-        let routes = self.machine.wanted_routes(&self.routed(), &own);
-        let routes = if routes == self.machine.last_resort {
-            0
-        } else {
-            let changed = self.kernel.set_routes(&self.machine, &routes)?;
-            self.machine = self.kernel.machine()?;
-            changed
-        };
-        Ok(Done { transactions: transactions.len(), flows, routes })
+        let wanted = self.machine.wanted_routes(&self.routed(), &own);
+        let routes = self.kernel.set_routes(&self.machine, &wanted)?;
+        self.machine.last_resort = wanted;
+        Ok(Done { transactions: transactions.len(), flows, routes, restarted: self.restarted && !had_state })
     }
 
     /// What has to change in the table: by what changed, or, where that is not known, by reading it back.
-    fn transactions(&mut self, own: &BTreeSet<std::net::IpAddr>) -> Result<Vec<Transaction>, linux::Error> {
-        let mut changes = self.state.sync(&mut self.catalog, self.started.elapsed());
+    fn transactions(&mut self, own: &BTreeSet<IpAddr>) -> Result<Vec<Transaction>, linux::Error> {
+        let have = if self.unknown { Some(self.kernel.table()?) } else { None };
+        let now = self.started.elapsed();
+        if let (Some(have), false) = (&have, self.adopted) {
+            let mut found = have.as_ref().map(Found::read).unwrap_or_default();
+            self.state.sync_with(&mut self.catalog, &mut found, now);
+            (self.adopted, self.restarted) = (true, have.is_some());
+        }
+        let mut changes = self.state.sync(&mut self.catalog, now);
         if let NodePorts::At(addresses) = node::node_ports(&self.settings, &self.machine, own) {
             self.state.set_node_addresses(addresses, &mut changes);
         }
-        if self.unknown {
-            let have = self.kernel.table()?;
-            return Ok(delta::transactions(&self.state.table(), have.as_ref()));
+        match have {
+            Some(have) => Ok(delta::transactions(&self.state.table(), have.as_ref())),
+            None => Ok(changes.into_transactions(self.state.config())),
         }
-        let config = self.state.config();
-        Ok(Delta::into_transactions(changes, config))
     }
 
-    fn forget_flows(&mut self, own: &BTreeSet<std::net::IpAddr>) -> Result<usize, linux::Error> {
-        let touched = self.state.take_touched();
-        if touched.is_empty() {
+    fn forget_flows(&mut self, own: &BTreeSet<IpAddr>) -> Result<usize, linux::Error> {
+        self.touched.extend(self.state.take_touched());
+        if self.touched.is_empty() {
             return Ok(0);
         }
         let node_addresses = match &self.state.config().node_ports {
@@ -296,8 +314,10 @@ impl Runner {
             NodePorts::At(addresses) => addresses.union(own).copied().collect(),
         };
         let service_ranges = self.catalog.service_ranges();
-        let scope = Scope { node_addresses, service_ranges, only: Some(touched) };
-        self.kernel.forget_stale(&scope, &self.state)
+        let scope = Scope { node_addresses, service_ranges, only: Some(self.touched.clone()) };
+        let forgotten = self.kernel.forget_stale(&scope, &self.state)?;
+        self.touched.clear();
+        Ok(forgotten)
     }
 
     /// Where a route has to lead so that this node's own packets reach our output hook.
@@ -342,4 +362,17 @@ struct Done {
     transactions: usize,
     flows: usize,
     routes: usize,
+    restarted: bool,
+}
+
+impl Done {
+    /// One line, and none where nothing changed.
+    fn log(&self, foreign: bool) {
+        let Self { transactions, flows, routes, .. } = *self;
+        if foreign && transactions > 0 {
+            tracing::warn!(transactions, "somebody else changed our table: put back");
+        } else if transactions + flows + routes > 0 {
+            tracing::info!(transactions, stale_flows = flows, routes, "services changed");
+        }
+    }
 }

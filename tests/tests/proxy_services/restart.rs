@@ -25,7 +25,7 @@ fn a_kill_and_a_restart_cost_no_connection() -> Result<()> {
         std::thread::sleep(Duration::from_millis(300));
         world.start_usual()?;
         let log = world.proxy().log();
-        assert!(log.contains("restarted=true changes=0"), "nothing had changed: {log}");
+        assert!(log.contains("restarted=true transactions=0"), "nothing had changed: {log}");
     }
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(world.proxy().terminate(LIMIT)?, Some(0));
