@@ -12,6 +12,19 @@ const LONGEST_NAME: usize = 255;
 /// Longest comment (`NFTNL_UDATA_COMMENT_MAXLEN`), in bytes.
 const LONGEST_COMMENT: usize = 128;
 
+/// Words that `nft` (1.0.6) takes for its own wherever a name could stand.
+const RESERVED: &str = "\
+    accept add ah all and arp auto-merge bridge cgroup chain comment comp constant continue counter cpu \
+    create ct day dccp define delete describe device devices dnat drop dst dup dynamic ecn element \
+    elements esp ether exists expires exthdr fib flags flow flowtable flush frag fwd gc-interval get \
+    goto handle hbh hook hour ibriport ibrname icmp icmpv6 igmp iif iifgroup iifname iiftype include \
+    index inet insert interval ip ip6 ipsec jhash jump limit list log lt map mark masquerade meta meter \
+    mh missing monitor netdev nftrace not notrack numgen obriport obrname offload oif oifgroup oifname \
+    oiftype or osf pkttype policy position priority queue quota random redefine redirect reject rename \
+    replace reset return rt rt0 rt2 rtclassid rule ruleset sctp secmark set size skgid skuid snat socket \
+    srh symhash synproxy table tcp th time timeout tproxy type typeof udp udplite undefine update vlan \
+    vmap xt";
+
 /// One thing in a table that can't be loaded or listed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 #[error("{object}: {what}")]
@@ -74,6 +87,9 @@ impl<'a> Check<'a> {
         let fits = |c: char| c.is_ascii_alphanumeric() || "/_.-".contains(c);
         if !begins || text.len() > LONGEST_NAME || !text.chars().all(fits) {
             self.fault(format!("{text:?} is not a name that nft can write"));
+        }
+        if RESERVED.split(' ').any(|word| word == text) {
+            self.fault(format!("nft takes the name {text} for a word of its own"));
         }
     }
 
@@ -445,6 +461,7 @@ mod tests {
     fn elements_names_and_comments_are_checked() {
         let mut table = Table::new(Family::Ip, "weft-a b");
         let set = Name::from("s");
+        table.set("devices", SetSpec::set(Field::Iifname));
         table.set(&set, SetSpec::set(Field::IpDaddr));
         table.element(&set, Value::port(1), Element::default());
         table.element(&set, "10.0.0.0/8".parse::<netmodel::Subnet>().unwrap(), Element::default());
@@ -453,6 +470,7 @@ mod tests {
             faults(&table),
             [
                 "table weft-a b: \"weft-a b\" is not a name that nft can write",
+                "set devices: nft takes the name devices for a word of its own",
                 "set s: the element One(0x0001) is not as long as its type",
                 "set s: nft can't write the comment \"a\\\"b\"",
                 "set s: the data of element One(0x01020304) is not of the map's type",
