@@ -3,12 +3,14 @@
 use std::{
     fs,
     io::Write,
+    path::Path,
     sync::{Arc, atomic::AtomicU32},
     thread,
+    time::Duration,
 };
 
 use anyhow::Context;
-use daemon::{Shutdown, health::Health, notify};
+use daemon::{Backoff, OnChange, Random, Shutdown, health::Health, notify};
 use overlay_core::{backend::vxlan, desired::desired, diff::diff, kernel::Kernel, lease::View};
 use tokio::sync::{oneshot, watch};
 
@@ -17,7 +19,8 @@ use crate::{
     firewall::{self, Firewall},
     flags::Settings,
     linux::{LinuxKernel, Scope},
-    lock, node,
+    lock::{self, FileLock, LockError},
+    node, report,
     run::{Links, Loop},
     source::{self, Ports},
     status::{self, Status},
@@ -37,15 +40,37 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
-    let _lock = lock::subnet_file(&settings.subnet_file)?;
+    let _lock = hold_subnet_file(&settings.subnet_file)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("failed to start the runtime")?;
-    let outcome = runtime.block_on(supervise(Arc::new(settings)));
+    let settings = Arc::new(settings);
+    let outcome = runtime.block_on(supervise(Arc::clone(&settings)));
     // Nothing that the runtime still waits for matters now.
     runtime.shutdown_background();
+    if let Err(error) = &outcome {
+        report::last_words(&settings, &daemon::one_line(error.as_ref()));
+    }
     outcome
+}
+
+/// Takes the subnet file, as soon as its folder can be written.
+fn hold_subnet_file(path: &Path) -> Result<FileLock, LockError> {
+    let mut backoff = Backoff::up_to(Duration::from_secs(5), Random::from_system());
+    let mut said = OnChange::default();
+    loop {
+        match lock::subnet_file(path) {
+            Err(error @ LockError::Failed { .. }) => {
+                let text = daemon::one_line(&error);
+                if said.is_new(&text) {
+                    tracing::error!("{text}; trying again");
+                }
+                thread::sleep(backoff.wait());
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Starts everything, and ends when the first part does.

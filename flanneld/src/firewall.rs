@@ -22,6 +22,10 @@ use crate::{flags::Settings, wake::Inbox};
 
 /// How long the monitor waits before it reports changes of tables that only the warnings are about.
 const SETTLE: Duration = Duration::from_secs(1);
+/// How often rules are placed again because somebody changed others meanwhile.
+const ATTEMPTS: usize = 8;
+/// ERESTART: the ruleset is not of the generation that a change was made for.
+const CHANGED_MEANWHILE: i32 = 85;
 /// Where the kernel lists the tables of legacy iptables.
 const LEGACY_TABLES: &str = "/proc/net/ip_tables_names";
 
@@ -129,6 +133,16 @@ impl Firewall {
 
     /// Puts our two rules where they belong in the chain of others; with no `network`, takes them out.
     fn forward_rules(&mut self, device: &IfName, network: Option<Subnet>) -> Result<(), linux::Error> {
+        for _ in 0..ATTEMPTS {
+            match self.try_forward_rules(device, network) {
+                Err(error) if error.raw_os_error() == Some(CHANGED_MEANWHILE) => {}
+                outcome => return outcome,
+            }
+        }
+        self.try_forward_rules(device, network)
+    }
+
+    fn try_forward_rules(&mut self, device: &IfName, network: Option<Subnet>) -> Result<(), linux::Error> {
         let (table, chain) = (Name::from(forward::TABLE), Name::from(forward::CHAIN));
         let is_there = |c: &ForeignChain| c.family == Family::Ip && c.table == table && c.name == chain;
         if !self.socket.base_chains(Hook::Forward)?.iter().any(is_there) {

@@ -108,6 +108,19 @@ impl Reporter {
     }
 }
 
+/// Leaves in the status file why this flanneld ends, for the CNI plugin and for people. What it held
+/// stays in the file.
+pub fn last_words(settings: &Settings, problem: &str) {
+    let path = status::path(&settings.subnet_file);
+    let mut status = Status::read(&path).unwrap_or_default();
+    status.version = env!("CARGO_PKG_VERSION").to_owned();
+    status.pid = std::process::id();
+    status.problem = Some(problem.to_owned());
+    if let Err(error) = file::replace(&path, status.to_json().as_bytes(), 0o644) {
+        tracing::debug!("{}", daemon::one_line(&error));
+    }
+}
+
 impl Status {
     /// Fills in what this node is.
     pub fn set_facts(&mut self, facts: Option<&NodeFacts>) {

@@ -382,7 +382,11 @@ impl Hold {
         let mut failures = Vec::new();
         let mut have = match self.shadow.take() {
             Some(have) if !self.unsure => have,
-            _ => self.kernel.observe()?,
+            _ => match self.kernel.observe() {
+                // It went while it was looked at: now it is not there.
+                Err(KernelError::Gone(_)) => self.kernel.observe()?,
+                seen => seen?,
+            },
         };
         self.unsure = false;
         let plan: Vec<Op> = diff(want, &have).into_iter().collect();

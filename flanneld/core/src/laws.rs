@@ -59,7 +59,7 @@ fn the_first_run_makes_the_device_then_each_peer_with_the_route_last() {
         &bare(),
         &[lease("10.5.1.0-24", "192.0.2.1", 1), lease("10.5.34.0-24", "192.0.2.2", 2)],
         "
-sysctl -w net.ipv4.ip_forward=1
+sysctl -w net/ipv4/ip_forward=1
 ip link add flannel.1 address 02:00:00:00:00:01 mtu 1450 type vxlan id 1 local 192.0.2.1 dstport 8472 nolearning
 ip link set flannel.1 up
 ip addr add 10.5.1.0/32 dev flannel.1

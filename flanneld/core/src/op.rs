@@ -56,7 +56,7 @@ impl fmt::Display for Op {
     /// As the command of `sysctl`, `ip` or `bridge` that would do it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::SetSysctl(path, value) => write!(f, "sysctl -w {}={value}", path.replace('/', ".")),
+            Self::SetSysctl(path, value) => write!(f, "sysctl -w {path}={value}"),
             Self::DelDevice(dev) => write!(f, "ip link del {dev}"),
             Self::AddDevice(dev, device) => write!(f, "ip link add {dev} {device}"),
             Self::ChangeDevice(dev, device) => {
