@@ -282,6 +282,7 @@ impl Config {
         }
         let rules = masquerade::rules(family);
         table.chain("nat-postrouting", Chain::base(ChainType::Nat, Hook::Postrouting, SRCNAT, rules));
+        table.chain(reject::REFUSE, reject::refuse());
         table.chain("reject-new", reject::chain(family, node_ports));
         for hook in [Hook::Input, Hook::Forward, Hook::Output] {
             let rules = [Rule::new([Statement::jump("reject-new")])];

@@ -7,9 +7,10 @@ use crate::tables::SetName;
 
 /// The rules of the chain at postrouting.
 ///
-/// First the scratch is put back: a queueing discipline or a VLAN would read it as a priority. A pod that
-/// reaches itself through its Service is masqueraded, or it would answer itself past us. The mark is cleared
-/// before the packet is masqueraded, because a tunnel uses the same buffer and mark for the outer packet.
+/// First the scratch is put back: a queueing discipline or a VLAN would read it as a priority. The mark is
+/// cleared before the packet is masqueraded, because a tunnel uses the same buffer and mark for the outer packet,
+/// and before hairpins are looked at, because they end the chain. A pod that reaches itself through its Service
+/// is masqueraded, or it would answer itself past us.
 #[must_use]
 pub fn rules(family: Family) -> Vec<Rule> {
     let masquerade = Statement::Masquerade(PortChoice::FullyRandom);
@@ -17,11 +18,11 @@ pub fn rules(family: Family) -> Vec<Rule> {
     let addresses = family.addresses();
     let hairpin =
         ruleset::Selector::from([addresses.source, addresses.destination]).in_set(SetName::Hairpins);
+    let marked = Field::MetaMark.and(MASQUERADE_MARK).is_not(Value::number(0));
+    let unmarked = Field::MetaMark.xor(MASQUERADE_MARK);
     vec![
         Rule::new([translated(), Writable::MetaPriority.set(Value::number(0))]),
-        Rule::new([translated(), hairpin, masquerade.clone()]),
-        Rule::new([Field::MetaMark.and(MASQUERADE_MARK).is(Value::number(0)), Statement::RETURN]),
-        Rule::new([Writable::MetaMark.set(Field::MetaMark.xor(MASQUERADE_MARK))]),
-        Rule::new([masquerade]),
+        Rule::new([marked, Writable::MetaMark.set(unmarked), masquerade.clone()]),
+        Rule::new([translated(), hairpin, masquerade]),
     ]
 }
