@@ -25,6 +25,7 @@ use std::{
     io::{self, Read, Write},
     panic,
     process::ExitCode,
+    thread,
 };
 
 use cni_core::{Attachment, Code, Environment, Error, Invocation, Network, SpecVersion, Verb};
@@ -37,25 +38,32 @@ const LONGEST_INPUT: u64 = 16 << 20;
 /// A failure, and the version to report it in where the input said one.
 type Failure = (Option<SpecVersion>, Error);
 
+/// What a request is answered with: nothing, or a document.
+type Answer = Result<Option<String>, Failure>;
+
 fn main() -> ExitCode {
-    let answer = panic::catch_unwind(run).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<&str>().map(|t| (*t).to_owned());
-        let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-        Err((None, Error::new(Code::Internal, "the plugin failed unexpectedly").with_details(text)))
-    });
-    let (document, code) = match answer {
-        Ok(None) => return ExitCode::SUCCESS,
-        Ok(Some(document)) => (document, ExitCode::SUCCESS),
-        Err((version, error)) => (error.to_json(version), ExitCode::FAILURE),
-    };
-    match writeln!(io::stdout(), "{document}") {
-        Ok(()) => code,
-        Err(_) => ExitCode::FAILURE,
+    let (document, succeeded) = conclude(panic::catch_unwind(run));
+    // Nobody can be told that standard output is closed, but the runtime must not take it for success.
+    let told = document.is_none_or(|document| writeln!(io::stdout(), "{document}").is_ok());
+    if told && succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The document to print, if any, and whether it tells of success. A panic is a failure like others.
+fn conclude(answer: thread::Result<Answer>) -> (Option<String>, bool) {
+    match answer {
+        Ok(Ok(document)) => (document, true),
+        Ok(Err((version, error))) => (Some(error.to_json(version)), false),
+        Err(panic) => {
+            let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+            let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+            let error = Error::new(Code::Internal, "the plugin failed unexpectedly").with_details(text);
+            (Some(error.to_json(None)), false)
+        }
     }
 }
 
 /// Answers the request; `None` where success is silent.
-fn run() -> Result<Option<String>, Failure> {
+fn run() -> Answer {
     let Some(invocation) = Invocation::parse(&environment()).map_err(|error| (None, error))? else {
         // Nobody to tell if standard error is closed.
         let _ = io::stderr().write_all(cni_core::about(env!("CARGO_PKG_VERSION")).as_bytes());
@@ -102,5 +110,20 @@ fn environment() -> Environment {
         ifname: variable("CNI_IFNAME"),
         args: variable("CNI_ARGS"),
         path: variable("CNI_PATH"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_one_document() {
+        let panicked = panic::catch_unwind(|| -> Answer { panic!("index {} is out of range", 7) });
+        let (document, succeeded) = conclude(panicked);
+        let wanted =
+            r#"{"code":999,"details":"index 7 is out of range","msg":"the plugin failed unexpectedly"}"#;
+        assert_eq!((document.as_deref(), succeeded), (Some(wanted), false));
+        assert_eq!(conclude(Ok(Ok(None))), (None, true));
     }
 }
