@@ -346,6 +346,68 @@ fn a_second_one_refuses_a_held_file_and_a_held_device() -> Result<()> {
 }
 
 #[test]
+fn a_host_that_uses_the_whole_network_gets_no_subnet_and_is_told_why() -> Result<()> {
+    let Some(node) = Node::new()? else { return Ok(()) };
+    node.net.cmd("ip address add 10.5.9.9/16 dev far").ok()?;
+    node.dir.write("leases.json", r#"{"config": {"Network": "10.5.0.0/16"}, "leases": {}}"#)?;
+    let ran = node.command("run").limit(PATIENCE).run()?;
+    assert!(!ran.success(), "{ran}");
+    for part in ["no subnet of 10.5.0.0/16 is free of overlap", "10.5.9.9/16 of far"] {
+        assert!(ran.stderr.contains(part), "{ran}");
+        let problem = node.status()?["problem"].to_string();
+        assert!(problem.contains(part), "{problem}");
+    }
+    assert!(!node.subnet_file().exists());
+    Ok(())
+}
+
+#[test]
+fn a_subnet_that_this_host_uses_is_left_out_and_the_warning_names_both() -> Result<()> {
+    let Some(mut node) = Node::new()? else { return Ok(()) };
+    for address in ["10.5.0.17/30", "10.5.0.25/32"] {
+        node.net.cmd(format!("ip address add {address} dev far")).ok()?;
+    }
+    // Two of the subnets 10.5.0.16/30, .20/30, .24/30 and .28/30 are the host's own.
+    let text =
+        r#"{"config": {"Network": "10.5.0.0/27", "SubnetLen": 30, "SubnetMin": "10.5.0.16"}, "leases": {}}"#;
+    node.dir.write("leases.json", text)?;
+    node.start()?;
+    let leased = node.status()?["node"]["subnet"].to_string();
+    assert!(["\"10.5.0.20/30\"", "\"10.5.0.28/30\""].contains(&leased.as_str()), "{leased}");
+    for warning in [
+        "10.5.0.16/30 overlaps address 10.5.0.17/30 of far",
+        "10.5.0.24/30 overlaps address 10.5.0.25/32 of far",
+    ] {
+        assert!(node.log().contains(warning), "{}", node.log());
+    }
+    Ok(())
+}
+
+/// Addresses of pods that run stay, and so does the lease that they are from.
+#[test]
+fn a_restart_with_pods_on_the_bridge_keeps_the_subnet() -> Result<()> {
+    let Some(mut node) = Node::new()? else { return Ok(()) };
+    node.dir.write("leases.json", r#"{"config": {"Network": "10.5.0.0/16"}, "leases": {}}"#)?;
+    node.start()?;
+    let before = fs::read_to_string(node.subnet_file())?;
+    let gateway =
+        before.lines().find_map(|line| line.strip_prefix("FLANNEL_SUBNET=")).context("no subnet")?;
+    node.net.cmd("ip link add cni0 type bridge").ok()?;
+    node.net.cmd(format!("ip address add {gateway} dev cni0")).ok()?;
+    node.net.cmd("ip link set cni0 up").ok()?;
+    for _ in 0..3 {
+        node.flanneld.take().context("not started")?.kill();
+        fs::remove_file(node.dir.path().join("run/status.json"))?;
+        node.start()?;
+        eventually(PATIENCE, || node.status().ok().filter(|status| status["ready"] == json!(true)))
+            .with_context(|| node.log())?;
+        assert_eq!(fs::read_to_string(node.subnet_file())?, before);
+        assert!(!node.log().contains("overlaps"), "{}", node.log());
+    }
+    Ok(())
+}
+
+#[test]
 fn without_the_privilege_it_says_what_is_missing() -> Result<()> {
     let Some(node) = Node::new()? else { return Ok(()) };
     node.leases(&[])?;
