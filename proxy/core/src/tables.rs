@@ -30,6 +30,8 @@ const DSTNAT: i32 = -100;
 const FILTER: i32 = 0;
 /// Priority of the chain that translates sources (`srcnat` of `nft`).
 const SRCNAT: i32 = 100;
+/// Priority of the chain that puts the scratch back: just in front of everybody's source NAT.
+const SCRATCH: i32 = SRCNAT - 1;
 
 /// At which addresses of this node its node ports are open.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -280,6 +282,9 @@ impl Config {
             let rules = [Rule::new([Statement::goto("services")])];
             table.chain(name, Chain::base(ChainType::Nat, hook, DSTNAT, rules));
         }
+        let rules = [masquerade::put_scratch_back()];
+        let postrouting = Chain::base(ChainType::Filter, Hook::Postrouting, SCRATCH, rules);
+        table.chain("filter-postrouting", postrouting);
         let rules = masquerade::rules(family);
         table.chain("nat-postrouting", Chain::base(ChainType::Nat, Hook::Postrouting, SRCNAT, rules));
         table.chain(reject::REFUSE, reject::refuse());

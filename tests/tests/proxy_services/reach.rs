@@ -119,6 +119,10 @@ fn no_packet_leaves_with_our_scratch_as_its_priority() -> Result<()> {
     let _servers = world.tcp_servers()?;
     world.write("web", &web(&[0]))?;
     world.start_usual()?;
+    // Another program's masquerade comes first, and ends source NAT for these packets.
+    let other = "table ip other {\nchain post {\ntype nat hook postrouting priority 100\n\
+                 ip daddr 10.244.1.10 masquerade\n}\n}\n";
+    world.node.wrap(Cmd::new("nft -f -").stdin(other)).ok()?;
     let probe = "table ip probe {\nchain post {\ntype filter hook postrouting priority 200\n\
                  ct status dnat counter\nct status dnat meta priority != 0:0 counter\n}\n}\n";
     world.node.wrap(Cmd::new("nft -f -").stdin(probe)).ok()?;

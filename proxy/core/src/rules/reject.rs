@@ -30,8 +30,5 @@ pub fn chain(family: Family, node_ports: &NodePorts) -> Chain {
 #[must_use]
 pub fn refuse() -> Chain {
     let reset = Statement::Reject(RejectWith::TcpReset);
-    Chain::regular([
-        Rule::new([Field::MetaL4proto.is(Protocol::Tcp), reset]),
-        Rule::new([Statement::REJECT]),
-    ])
+    Chain::regular([Rule::new([Field::MetaL4proto.is(Protocol::Tcp), reset]), Rule::new([Statement::REJECT])])
 }
