@@ -40,7 +40,8 @@ impl Cluster {
         Ok(match (self.below(7), path) {
             (0, Some(path)) => {
                 if let Ok(lease @ 1..) = self.server.ttl_lease(&format!("subnets/{path}")) {
-                    self.server.revoke(lease)?;
+                    // It may just have been given back.
+                    self.server.ctl(&format!("lease revoke {lease:x}")).run()?;
                 }
                 format!("revoke {path}")
             }
@@ -49,13 +50,13 @@ impl Cluster {
                 format!("delete {path}")
             }
             (2, Some(path)) => {
-                self.server.put(&format!("subnets/{path}"), STRANGER)?;
                 // Whoever holds it has to move on.
                 for (node, expected) in self.nodes.iter().zip(&mut self.expected) {
                     if node.subnet().map(key).as_ref() == Some(&path) {
                         expected.subnet = None;
                     }
                 }
+                self.server.put(&format!("subnets/{path}"), STRANGER)?;
                 format!("a stranger takes {path}")
             }
             (3, _) => {
@@ -153,6 +154,13 @@ async fn whatever_happens_each_node_ends_with_its_one_lease() -> Result<()> {
         story.push(cluster.disturb()?);
         // Mostly one thing comes right after the other.
         if round % 4 == 3 {
+            cluster.settle(&story).await?;
+        }
+        if round % 16 == 15 {
+            cluster.server.empty();
+            cluster.server.launch()?;
+            cluster.server.put_config()?;
+            story.push("etcd emptied".to_owned());
             cluster.settle(&story).await?;
         }
     }

@@ -125,7 +125,7 @@ impl Session {
         // A change of etcd's leader prolongs what is to end: not for ever.
         let deadline = Instant::now() + self.times.settle.saturating_mul(3);
         while self.snapshot.settling && Instant::now() < deadline {
-            sleep(self.times.settle / 10).await;
+            sleep(self.random.jitter(self.times.settle / 6)).await;
             let snapshot = self.store.list().await?;
             self.learn(snapshot);
         }
@@ -188,7 +188,8 @@ impl Session {
     fn announce(&mut self, choice: &Choice) {
         let subnet = choice.lease.subnet;
         if let Some((other, host)) = &choice.overlap {
-            tracing::warn!("{other} overlaps {host} of this host: it is not leased again");
+            // The loop warns of every overlap; this says what came of this one.
+            tracing::debug!("{other} overlaps {host} of this host: it is not leased again");
         }
         let Some(lost) = self.lost.take() else {
             tracing::info!(%subnet, why = %choice.reason, "leased a subnet");
