@@ -107,7 +107,8 @@ fn service(number: u32) -> Result<(Key, Arc<Object>)> {
 
 /// Its endpoints, at port 8080.
 fn slice(number: u32, endpoints: u32) -> Result<(Key, Arc<Object>)> {
-    let state = EndpointState { ready: true, serving: true, terminating: false, here: number.is_multiple_of(50) };
+    let state =
+        EndpointState { ready: true, serving: true, terminating: false, here: number.is_multiple_of(50) };
     let endpoint = |index| Endpoint { address: endpoint(number, index).into(), state };
     let ports = [SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: port(8080)? }];
     let part = Part { ports: ports.into(), endpoints: (0..endpoints).map(endpoint).collect() };
