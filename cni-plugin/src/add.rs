@@ -15,7 +15,7 @@ use crate::{
     lock, nat, networks,
     networks::Call,
     pod::{self, Pod},
-    reservations::Reservations,
+    reservations::{Reservations, Wish},
     undo::{Step, Undo},
 };
 
@@ -32,7 +32,10 @@ pub(crate) fn add(call: &Call) -> Result<String, Error> {
     let reservations = networks::reservations(&network)?;
     let mut undo = Undo::new(&call.who, reservations.as_ref());
     let chosen = match bridge.ipam.as_ref().zip(reservations.as_ref()) {
-        Some((ipam, reservations)) => reserve(ipam, reservations, call, &mut undo)?,
+        Some((ipam, reservations)) => {
+            let wish = Wish { who: &call.who, requested: &ipam.requested, masquerade: bridge.ip_masq };
+            reserve(ipam, reservations, wish, &mut undo)?
+        }
         None => Vec::new(),
     };
     let plan = Plan::new(&bridge, &call.who, &chosen);
@@ -52,13 +55,13 @@ pub(crate) fn add(call: &Call) -> Result<String, Error> {
 fn reserve(
     ipam: &Ipam,
     reservations: &Reservations,
-    call: &Call,
+    wish: Wish<'_>,
     undo: &mut Undo<'_>,
 ) -> Result<Vec<Chosen>, Error> {
     let locked = reservations.lock(lock::PATIENCE)?;
     let mut chosen = Vec::with_capacity(ipam.sets.len());
     for (index, set) in ipam.sets.iter().enumerate() {
-        let one = locked.reserve(index, set, &ipam.requested, &call.who)?;
+        let one = locked.reserve(index, set, wish)?;
         if one.is_new {
             undo.push(Step::Reserved(one.chosen));
         }

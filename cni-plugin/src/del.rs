@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use cni_core::{Attachment, Bridge, Error, HostAddress, Outcome};
+use cni_core::{Attachment, Error, HostAddress, Outcome};
 use linux::{
     link::{self, Kind, Link},
     netlink::RouteSocket,
@@ -15,6 +15,7 @@ use crate::{
     linkage, nat,
     networks::{self, Call, Scratch},
     pod,
+    reservations::Reservations,
 };
 
 /// Detaches.
@@ -22,29 +23,31 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
     let scratch = Scratch::of(call)?;
     let network = networks::to_detach(call, scratch.as_ref())?;
     let reservations = networks::reservations(&network)?;
-    let addresses = reported(call);
     unplug(call)?;
-    let now = Bridge::parse(&network, &call.args).ok();
-    let count = now.as_ref().and_then(|bridge| bridge.ipam.as_ref()).map(|ipam| ipam.sets.len());
-    let complete = count.is_some_and(|count| addresses.len() >= count);
-    let masqueraded = complete && now.is_some_and(|bridge| bridge.ip_masq);
-    // Only what is reserved for this container is its own: another one may have its address by now.
-    let is_held = |ip: IpAddr| reservations.as_ref().is_some_and(|r| r.is_held(ip, &call.who));
-    let held = masqueraded && addresses.iter().all(|a| is_held(a.address));
-    nat::stop(if held { &addresses } else { &[] }, &call.who)?;
-    // Only now: an address must not be given away while anything still goes with it.
     if let Some(reservations) = &reservations {
-        let addresses: Vec<IpAddr> = addresses.iter().map(|a| a.address).collect();
-        reservations.release(&call.who, &addresses)?;
+        unmasquerade(call, reservations)?;
+        // Only now: an address must not be given away while anything still goes with it.
+        reservations.release(&call.who, &reported(call))?;
     }
     scratch.map_or(Ok(()), |scratch| scratch.remove())
 }
 
 /// The addresses that ADD reported, where the runtime still knows.
-fn reported(call: &Call) -> Vec<HostAddress> {
+fn reported(call: &Call) -> Vec<IpAddr> {
     let previous = call.network.previous().and_then(|value| Outcome::parse(value).ok()).unwrap_or_default();
-    let reported = previous.addresses_of(call.who.ifname.as_str());
-    reported.map(|ip| HostAddress { address: ip.address, prefix: ip.prefix }).collect()
+    previous.addresses_of(call.who.ifname.as_str()).map(|ip| ip.address).collect()
+}
+
+/// Ends masquerading where ADD noted that it began it.
+fn unmasquerade(call: &Call, reservations: &Reservations) -> Result<(), Error> {
+    let noted = reservations.noted(&call.who);
+    if !noted.iter().any(|entry| entry.masqueraded) {
+        return Ok(());
+    }
+    // Only what is reserved for this container is its own: another one may have its address by now.
+    let all_held = noted.iter().all(|entry| reservations.is_held(entry.pod.address, &call.who));
+    let pods: Vec<HostAddress> = noted.iter().map(|entry| entry.pod).filter(|_| all_held).collect();
+    nat::stop(&pods, &call.who)
 }
 
 /// Removes the veth pair by the host's end, which has the same name at every call, or by the

@@ -16,10 +16,14 @@ use std::{
     time::Duration,
 };
 
-use cni_core::{Attachment, Chosen, Code, Error, Range, RangeSet, owner_of};
+use cni_core::{Attachment, Chosen, Code, Error, HostAddress, Range, RangeSet, owner_of};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, open};
 
-use crate::{failure, index::Index, lock};
+use crate::{
+    failure,
+    index::{Entry, Index},
+    lock,
+};
 
 /// The reservations of one network.
 pub(crate) struct Reservations {
@@ -31,6 +35,17 @@ pub(crate) struct Locked<'a> {
     folder: &'a Path,
     index: Index,
     _lock: File,
+}
+
+/// For whom an address is reserved, and how.
+#[derive(Clone, Copy)]
+pub(crate) struct Wish<'a> {
+    /// Whose it will be.
+    pub(crate) who: &'a Attachment,
+    /// Addresses that were asked for.
+    pub(crate) requested: &'a [IpAddr],
+    /// It will be masqueraded.
+    pub(crate) masquerade: bool,
 }
 
 /// A reservation that was made, or that an ADD which was cut short had made.
@@ -99,13 +114,18 @@ impl Reservations {
         Ok(found)
     }
 
+    /// What the index says that `who` was given.
+    pub(crate) fn noted(&self, who: &Attachment) -> Vec<Entry> {
+        Index::beside(&self.folder).all(who)
+    }
+
     /// Releases what `who` holds. `candidates` are addresses that it may have besides those of the
     /// index. All files are read where the index knows nothing: for what other plugins reserved.
     pub(crate) fn release(&self, who: &Attachment, candidates: &[IpAddr]) -> Result<(), Error> {
         if !self.exist() {
             return Ok(());
         }
-        let mut addresses = Index::beside(&self.folder).all(who);
+        let mut addresses: Vec<IpAddr> = self.noted(who).iter().map(|entry| entry.pod.address).collect();
         if addresses.is_empty() {
             let all = self.all()?.into_iter();
             addresses.extend(all.filter(|(_, content)| who.owns(content)).map(|(ip, _)| ip));
@@ -132,45 +152,45 @@ impl Reservations {
 }
 
 impl Locked<'_> {
-    /// Reserves one address of set number `number` for `who`: the one it has already, the first of
-    /// `requested` that lies in the set, or else the next free one.
-    pub(crate) fn reserve(
-        &self,
-        number: usize,
-        set: &RangeSet,
-        requested: &[IpAddr],
-        who: &Attachment,
-    ) -> Result<Reserved, Error> {
-        let asked = requested.iter().find_map(|ip| set.range_of(*ip).map(|range| (*ip, range)));
-        let before = self.index.get(who, number).filter(|ip| self.is_held(*ip, who));
-        if let Some(ip) = before {
-            let fits = asked.is_none_or(|(asked, _)| asked == ip);
-            match set.range_of(ip) {
-                Some(range) if fits => return Ok(Reserved { chosen: choose(ip, range), is_new: false }),
-                _ => self.release_if(ip, |content| who.owns(content))?,
+    /// Reserves one address of set number `number`: the one that there is already for whom it is, the
+    /// first of those asked for that lies in the set, or else the next free one.
+    pub(crate) fn reserve(&self, number: usize, set: &RangeSet, wish: Wish<'_>) -> Result<Reserved, Error> {
+        let asked = wish.requested.iter().find_map(|ip| set.range_of(*ip).map(|range| (*ip, range)));
+        if let Some(entry) = self.index.get(wish.who, number)
+            && self.is_held(entry.pod.address, wish.who)
+        {
+            let before = entry.pod.address;
+            // What was begun has to be ended, even if it is no longer wanted.
+            let wish = Wish { masquerade: wish.masquerade || entry.masqueraded, ..wish };
+            let fits = asked.is_none_or(|(asked, _)| asked == before);
+            if let Some(range) = set.range_of(before).filter(|_| fits) {
+                self.note(before, range, number, wish)?;
+                return Ok(Reserved { chosen: choose(before, range), is_new: false });
             }
+            self.release_if(before, |content| wish.who.owns(content))?;
         }
         let (ip, range) = match asked {
             Some((ip, range)) => {
-                self.reserve_requested((ip, range), number, who)?;
+                self.reserve_requested(ip, range, number, wish)?;
                 (ip, range)
             }
-            None => self.reserve_next(number, set, who)?,
+            None => self.reserve_next(number, set, wish)?,
         };
         Ok(Reserved { chosen: choose(ip, range), is_new: true })
     }
 
     fn reserve_requested(
         &self,
-        (ip, range): (IpAddr, &Range),
+        ip: IpAddr,
+        range: &Range,
         number: usize,
-        who: &Attachment,
+        wish: Wish<'_>,
     ) -> Result<(), Error> {
         let refused = |text: String| Err(Error::new(Code::Internal, text));
         if ip == range.gateway {
             return refused(format!("requested ip {ip} is subnet's gateway"));
         }
-        if self.try_reserve(ip, number, who)? {
+        if self.try_reserve(ip, range, number, wish)? {
             return Ok(());
         }
         refused(format!("requested IP address {ip} is not available in range set {range}"))
@@ -180,12 +200,12 @@ impl Locked<'_> {
         &self,
         number: usize,
         set: &'s RangeSet,
-        who: &Attachment,
+        wish: Wish<'_>,
     ) -> Result<(IpAddr, &'s Range), Error> {
         let marker = self.folder.join(format!("last_reserved_ip.{number}"));
         let last = fs::read_to_string(&marker).ok().and_then(|text| text.trim().parse().ok());
         for (ip, range) in set.candidates(last) {
-            if self.try_reserve(ip, number, who)? {
+            if self.try_reserve(ip, range, number, wish)? {
                 self.remember(&marker, ip)?;
                 return Ok((ip, range));
             }
@@ -194,15 +214,20 @@ impl Locked<'_> {
     }
 
     /// Reserves `ip` if it is free; a file that names nobody counts as free.
-    fn try_reserve(&self, ip: IpAddr, number: usize, who: &Attachment) -> Result<bool, Error> {
+    fn try_reserve(&self, ip: IpAddr, range: &Range, number: usize, wish: Wish<'_>) -> Result<bool, Error> {
         let path = self.folder.join(ip.to_string());
         match fs::read(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Ok(content) if owner_of(&content).is_none() => remove(&path)?,
             _ => return Ok(false),
         }
-        self.index.put(who, number, ip)?;
-        create_whole(self.folder, &path, &who.reservation())
+        self.note(ip, range, number, wish)?;
+        create_whole(self.folder, &path, &wish.who.reservation())
+    }
+
+    fn note(&self, address: IpAddr, range: &Range, number: usize, wish: Wish<'_>) -> Result<(), Error> {
+        let pod = HostAddress { address, prefix: range.subnet.prefix() };
+        self.index.put(wish.who, number, Entry { pod, masqueraded: wish.masquerade })
     }
 
     fn is_held(&self, ip: IpAddr, who: &Attachment) -> bool {
@@ -312,7 +337,8 @@ mod tests {
     }
 
     fn reserve(all: &Reservations, set: &RangeSet, id: usize) -> Result<IpAddr, Error> {
-        all.lock(PATIENCE)?.reserve(0, set, &[], &who(id)).map(|reserved| reserved.chosen.address)
+        let wish = Wish { who: &who(id), requested: &[], masquerade: false };
+        all.lock(PATIENCE)?.reserve(0, set, wish).map(|reserved| reserved.chosen.address)
     }
 
     fn files(dir: &TempDir) -> BTreeSet<String> {

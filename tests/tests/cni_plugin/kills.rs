@@ -10,11 +10,9 @@ use std::{
 
 use anyhow::Result;
 use serde_json::Value;
-use testkit::{Netns, bin};
+use testkit::{Cmd, Netns, bin};
 
 use crate::bed::{Bed, Who, call, command};
-
-const KILLS: u32 = 200;
 
 /// Numbers from a seed that the test prints (xorshift64).
 struct Dice(u64);
@@ -75,13 +73,17 @@ fn assert_clean(bed: &Bed, pod: &Netns, undisturbed: &[String], what: &str) -> R
     assert_eq!(bed.veths()?, Vec::<String>::new(), "{what}");
     let links = pod.cmd("ip -j link").json()?;
     assert_eq!(links.as_array().map(Vec::len), Some(1), "{what}: {links}");
+    // No table, or none of its elements.
+    let masqueraded = Cmd::new("nft list table inet weft-cni").run()?.stdout;
+    assert!(!masqueraded.contains("weft:cbr0/"), "{what}: {masqueraded}");
     Ok(())
 }
 
-fn hammer(verb: &str) -> Result<()> {
+fn hammer(verb: &str, masquerade: bool, kills: u32) -> Result<()> {
     let Some(bed) = Bed::new("kills")? else { return Ok(()) };
     let mut dice = Dice::new(verb);
-    let (pod, config) = (Netns::new()?, bed.flannel()?);
+    let (pod, mut config) = (Netns::new()?, bed.flannel()?);
+    config["delegate"]["ipMasq"] = masquerade.into();
     let who = Who::new("c1", &pod);
     usual("ADD", &who, &config);
     usual("DEL", &who, &config);
@@ -92,7 +94,7 @@ fn hammer(verb: &str) -> Result<()> {
     let length = if verb == "ADD" { adds } else { dels }.into_iter().min().unwrap_or_default();
     let limit = u64::try_from(length.as_micros())?.max(500) * 5 / 4;
     let mut completed = 0;
-    for round in 0..KILLS {
+    for round in 0..kills {
         if verb == "DEL" {
             usual("ADD", &who, &config);
         }
@@ -107,8 +109,8 @@ fn hammer(verb: &str) -> Result<()> {
         call("DEL", &last, &config).silent();
         assert_clean(&bed, &pod, &undisturbed, &format!("{verb} round {round}, homeless {homeless}"))?;
     }
-    println!("{verb}: {KILLS} kills within {limit} us, {completed} calls had ended before");
-    assert!(completed < KILLS * 3 / 4, "too few calls were cut short");
+    println!("{verb}: {kills} kills within {limit} us, {completed} calls had ended before");
+    assert!(completed < kills * 3 / 4, "too few calls were cut short");
     usual("ADD", &who, &config);
     pod.cmd("ping -n -c1 -W2 10.42.3.1").ok()?;
     Ok(())
@@ -116,10 +118,20 @@ fn hammer(verb: &str) -> Result<()> {
 
 #[test]
 fn add_killed_at_any_moment() -> Result<()> {
-    hammer("ADD")
+    hammer("ADD", false, 200)
 }
 
 #[test]
 fn del_killed_at_any_moment() -> Result<()> {
-    hammer("DEL")
+    hammer("DEL", false, 200)
+}
+
+#[test]
+fn add_killed_while_it_masquerades() -> Result<()> {
+    hammer("ADD", true, 60)
+}
+
+#[test]
+fn del_killed_while_it_ends_masquerading() -> Result<()> {
+    hammer("DEL", true, 60)
 }
