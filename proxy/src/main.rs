@@ -1,7 +1,7 @@
 //! `weft-proxy`: leads connections to Services to their endpoints, by nftables.
 #![forbid(unsafe_code)]
 
-use std::{fs, process::ExitCode};
+use std::{fs, path::Path, process::ExitCode};
 
 use anyhow::Context;
 use weft_proxy::{
@@ -43,7 +43,7 @@ fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
     let name = || node::node_name(settings).context("this host has no name: give --hostname-override");
     match settings.command {
         Command::Run => run::run(settings.clone(), name()?)?,
-        Command::Plan => print!("{}", Runner::new(settings.clone(), name()?)?.plan()),
+        Command::Plan => print!("{}", Runner::new(settings.clone(), name()?)?.plan()?),
         Command::Cleanup => cleanup(settings)?,
         Command::Status { json } => return status(settings, json),
     }
@@ -64,6 +64,9 @@ fn status(settings: &Settings, json: bool) -> anyhow::Result<ExitCode> {
     let path = &settings.status_file;
     let (text, status) = Status::read(path)
         .with_context(|| format!("no weft-proxy seems to run here: failed to read {}", path.display()))?;
+    if !Path::new(&format!("/proc/{}", status.pid)).exists() {
+        eprintln!("process {} runs no more; what it left in the kernel stays", status.pid);
+    }
     if json {
         print!("{text}");
     } else {

@@ -2,8 +2,14 @@
 
 use std::{
     collections::BTreeSet,
+    io,
     net::IpAddr,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr, UnixListener},
+    },
     sync::mpsc::{self, Receiver, RecvTimeoutError},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -33,6 +39,8 @@ use crate::{
 const SLOW_TIMER: Duration = Duration::from_secs(60);
 /// A failed pass is repeated after a growing pause up to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Between two looks whether another proxy still runs.
+const OTHER_PAUSE: Duration = Duration::from_millis(100);
 /// What changed in the last moment is written to the status file together.
 const STATUS_DELAY: Duration = Duration::from_millis(500);
 
@@ -41,6 +49,7 @@ const STATUS_DELAY: Duration = Duration::from_millis(500);
 /// # Errors
 /// The privilege or a kernel feature is missing. Everything else is logged and tried again.
 pub fn run(settings: Settings, node: NodeName) -> anyhow::Result<()> {
+    let _alone = alone().context("failed to look for another weft-proxy")?;
     let (sender, wakes) = mpsc::channel();
     wake::signals(sender.clone())?;
     let path = settings.from.clone().unwrap_or_default();
@@ -49,6 +58,9 @@ pub fn run(settings: Settings, node: NodeName) -> anyhow::Result<()> {
         .context("failed to watch the manifests")?;
     wake::machine_events(sender.clone())?;
     let mut runner = Runner::new(settings, node)?;
+    if !runner.wait_for_source(&wakes) {
+        return Ok(());
+    }
     runner.start()?;
     // Our own first load would only overrun the subscription; what others did meanwhile is seen by the second look.
     wake::table_events(runner.kernel.port(), sender).context("failed to watch nftables")?;
@@ -58,6 +70,26 @@ pub fn run(settings: Settings, node: NodeName) -> anyhow::Result<()> {
     runner.work(&wakes);
     daemon::notify::stopping();
     Ok(())
+}
+
+/// Waits until no other weft-proxy runs in this network namespace: two would undo each other's ids for ever. The
+/// kernel takes the name back when its holder ends, however that ends.
+fn alone() -> io::Result<UnixListener> {
+    let name = SocketAddr::from_abstract_name("weft-proxy")?;
+    let mut said = OnChange::default();
+    loop {
+        match UnixListener::bind_addr(&name) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                if said.is_new("waiting") {
+                    tracing::warn!(
+                        "another weft-proxy runs in this network namespace: waiting until it ends"
+                    );
+                }
+                thread::sleep(OTHER_PAUSE);
+            }
+            bound => return bound,
+        }
+    }
 }
 
 /// Everything about the running program.
@@ -136,10 +168,25 @@ impl Runner {
     }
 
     /// The ruleset as text, as it would be made where there is none.
-    #[must_use]
-    pub fn plan(mut self) -> String {
+    ///
+    /// # Errors
+    /// There are no manifests.
+    pub fn plan(mut self) -> anyhow::Result<String> {
+        anyhow::ensure!(self.source.was_seen(), "there are no manifests to plan for");
         self.state.sync_with(&mut self.catalog, &mut Found::default(), Duration::ZERO);
-        self.state.table().to_string()
+        Ok(self.state.table().to_string())
+    }
+
+    /// Waits until the manifests are there: before that, an empty set of Services would be a guess that costs
+    /// those that an earlier run left in the kernel. Whether to go on.
+    fn wait_for_source(&mut self, wakes: &Receiver<Wake>) -> bool {
+        while !self.source.was_seen() {
+            match wakes.recv() {
+                Ok(Wake::Stop) | Err(_) => return false,
+                Ok(wake) => self.read_source(&[wake]),
+            }
+        }
+        true
     }
 
     /// The first pass. What an earlier run left is taken over, and only what differs is written.

@@ -92,3 +92,14 @@ fn a_broken_text_is_an_error_that_says_where() {
     }
     assert_eq!(read(""), Manifest::default());
 }
+
+proptest::proptest! {
+    /// Whatever a file holds, it is read or refused.
+    #[test]
+    fn any_text_is_read_or_refused(text in ".{0,200}", cut in 0_usize..400) {
+        let _ = Manifest::read(&text);
+        let half: String = WEB.chars().take(cut).collect();
+        let _ = Manifest::read(&half);
+        let _ = Manifest::read(&(half + &text));
+    }
+}

@@ -56,6 +56,8 @@ pub struct FileSource {
     path: PathBuf,
     node: NodeName,
     files: BTreeMap<PathBuf, Content>,
+    /// The file or folder has been there.
+    seen: bool,
     /// What is wrong with each file or object, by what it is about.
     troubles: BTreeMap<String, String>,
 }
@@ -72,13 +74,14 @@ impl FileSource {
     /// A source that has read nothing yet. `node` is the node that we run on.
     #[must_use]
     pub const fn new(path: PathBuf, node: NodeName) -> Self {
-        Self { path, node, files: BTreeMap::new(), troubles: BTreeMap::new() }
+        Self { path, node, files: BTreeMap::new(), seen: false, troubles: BTreeMap::new() }
     }
 
     /// Reads what was touched, and logs each trouble that is new or over.
     pub fn read(&mut self, touched: &Touched) {
         let before = self.troubles.clone();
         if let Some(listed) = self.list() {
+            self.seen = true;
             let gone = |path: &PathBuf| !listed.contains(path) && touched.includes(path);
             for path in self.files.keys().filter(|path| gone(path)).cloned().collect::<Vec<_>>() {
                 self.files.remove(&path);
@@ -98,6 +101,12 @@ impl FileSource {
         for about in before.keys().filter(|about| !self.troubles.contains_key(*about)) {
             tracing::info!("{about}: fine now");
         }
+    }
+
+    /// The file or folder has been there. Until then nothing is known about what Services there should be.
+    #[must_use]
+    pub const fn was_seen(&self) -> bool {
+        self.seen
     }
 
     /// The objects of all files together.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use testkit::{Cmd, bin, eventually};
+use testkit::{Cmd, Process, bin, eventually};
 
 use crate::world::{LIMIT, WEB, World, ask, web};
 
@@ -98,5 +98,42 @@ fn a_wrong_flag_is_an_error_and_a_meaningless_one_a_warning() -> Result<()> {
     }
     let warned = world.command("plan --proxy-mode nftables").ok()?;
     assert_eq!(warned.stderr.matches("proxy-mode").count(), 1, "{}", warned.stderr);
+    Ok(())
+}
+
+/// Manifests that are not there (yet) are no reason to take Services away.
+#[test]
+fn without_its_manifests_a_restarted_proxy_waits() -> Result<()> {
+    let Some(mut world) = World::new("nomanifests", 1) else { return Ok(()) };
+    let _servers = world.tcp_servers()?;
+    world.write("web", &web(&[0]))?;
+    world.start_usual()?;
+    world.proxy().kill();
+    let aside = world.dir.path().join("aside");
+    std::fs::rename(world.manifests(), &aside)?;
+    assert!(!world.command("plan").run()?.success());
+    let mut waiting = Process::spawn(&world.command("run"), world.dir.path().join("waiting.log"))?;
+    waiting.wait_for_log("failed to read it", LIMIT)?;
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(ask(&world.node, (WEB, 80))?.is_ok());
+    std::fs::rename(&aside, world.manifests())?;
+    waiting.wait_for_log("ruleset is in place", LIMIT)?;
+    assert!(ask(&world.node, (WEB, 80))?.is_ok());
+    Ok(())
+}
+
+/// During an upgrade two may run for a moment: the second one waits for the end of the first.
+#[test]
+fn two_proxies_do_not_fight() -> Result<()> {
+    let Some(mut world) = World::new("two", 1) else { return Ok(()) };
+    let _servers = world.tcp_servers()?;
+    world.write("web", &web(&[0]))?;
+    world.start_usual()?;
+    let flags = "run --cluster-cidr 10.244.0.0/16";
+    let mut second = Process::spawn(&world.command(flags), world.dir.path().join("second.log"))?;
+    second.wait_for_log("another weft-proxy runs", LIMIT)?;
+    world.proxy().terminate(LIMIT)?;
+    second.wait_for_log("ruleset is in place services=1 restarted=true transactions=0", LIMIT)?;
+    assert!(ask(&world.node, (WEB, 80))?.is_ok());
     Ok(())
 }
