@@ -70,7 +70,10 @@ impl Config {
         families(&mut fields);
         let network = network(&mut fields, &mut notes);
         let (backend, backend_missing) = backend(&mut fields);
-        let range = network.and_then(|network| range(&mut fields, network));
+        let range = match network {
+            Some(network) => range(&mut fields, network),
+            None => without_network(&mut fields),
+        };
         match (network, range, backend) {
             (Some(network), Some((subnet_len, subnet_min, subnet_max)), Some(vxlan))
                 if fields.mistakes.is_empty() =>
@@ -221,6 +224,18 @@ fn range(fields: &mut Fields, network: Subnet) -> Option<(u8, Ipv4Addr, Ipv4Addr
     Some((length?, min, max))
 }
 
+/// What can be told of `SubnetLen`, `SubnetMin` and `SubnetMax` where `Network` itself is wrong.
+fn without_network(fields: &mut Fields) -> Option<(u8, Ipv4Addr, Ipv4Addr)> {
+    let length = fields.number("SubnetLen", 0);
+    if length > 30 {
+        fields.mistakes.push(format!("SubnetLen {length} is out of range: it may be at most 30"));
+    }
+    for name in ["SubnetMin", "SubnetMax"] {
+        address(fields, name);
+    }
+    None
+}
+
 /// The prefix length of a node's subnet, by flannel's rules.
 fn length(fields: &mut Fields, network: Subnet) -> Option<u8> {
     let prefix = network.prefix();
@@ -247,11 +262,7 @@ fn length(fields: &mut Fields, network: Subnet) -> Option<u8> {
 
 /// `SubnetMin` or `SubnetMax`, where it is there and right.
 fn bound(fields: &mut Fields, name: &str, network: Subnet, length: Option<u8>) -> Option<Ipv4Addr> {
-    let text = fields.text(name)?;
-    let Ok(address) = text.parse::<Ipv4Addr>() else {
-        fields.mistakes.push(format!("{name} {text:?} is not an IPv4 address"));
-        return None;
-    };
+    let address = address(fields, name)?;
     if !network.contains(address.into()) {
         fields.mistakes.push(format!("{name} {address} does not lie in Network {network}"));
         return None;
@@ -262,6 +273,16 @@ fn bound(fields: &mut Fields, name: &str, network: Subnet, length: Option<u8>) -
         return None;
     }
     Some(address)
+}
+
+/// The address at a key, if there is one.
+fn address(fields: &mut Fields, name: &str) -> Option<Ipv4Addr> {
+    let text = fields.text(name)?;
+    let address = text.parse().ok();
+    if address.is_none() {
+        fields.mistakes.push(format!("{name} {text:?} is not an IPv4 address"));
+    }
+    address
 }
 
 fn first_address(network: Subnet) -> Option<Ipv4Addr> {
@@ -424,7 +445,14 @@ mod tests {
             r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.9.0","SubnetMax":"10.5.8.0"}"#,
             &["SubnetMin 10.5.9.0 lies behind SubnetMax 10.5.8.0"],
         );
-        check_mistakes(r#"{"Network":"fd00::/48"}"#, &["Network fd00::/48 is not IPv4"]);
+        check_mistakes(
+            r#"{"Network":"fd00::/48","SubnetLen":33,"SubnetMin":"x"}"#,
+            &[
+                "Network fd00::/48 is not IPv4",
+                "SubnetLen 33 is out of range: it may be at most 30",
+                "SubnetMin \"x\" is not an IPv4 address",
+            ],
+        );
         for not_json in ["", "{", "[]", "null", "7"] {
             assert_eq!(Config::parse(not_json).unwrap_err().0.len(), 1, "{not_json}");
         }

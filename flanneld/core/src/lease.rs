@@ -257,8 +257,15 @@ struct Held<'a> {
     mac: Option<Mac>,
 }
 
+/// A lease of `subnet` stands in the way of others. One that claims all of the network, or lies outside,
+/// is garbled and does not.
+#[must_use]
+pub fn holds(network: Subnet, subnet: Subnet) -> bool {
+    network.covers(&subnet) && subnet != network
+}
+
 /// The leases of this network whose keys say what they hold. One whose value can't be read still holds
-/// its subnet; one that claims all of the network, or lies outside, is garbled and holds nothing.
+/// its subnet.
 fn parse<'a>(leases: &'a [RawLease], network: &Subnet) -> Vec<Held<'a>> {
     let read = |raw: &'a RawLease| {
         let subnet = raw.key.parse::<LeaseKey>().ok()?.subnet;
@@ -267,8 +274,7 @@ fn parse<'a>(leases: &'a [RawLease], network: &Subnet) -> Vec<Held<'a>> {
         let mac = mac.filter(|mac| !mac.is_zero() && !mac.is_multicast());
         Some(Held { raw, subnet, public_ip: value.map(|v| v.public_ip), mac })
     };
-    let holds = |held: &Held<'_>| network.covers(&held.subnet) && held.subnet != *network;
-    leases.iter().filter_map(read).filter(holds).collect()
+    leases.iter().filter_map(read).filter(|held| holds(*network, held.subnet)).collect()
 }
 
 /// Leases that are this node's own, the surest first.

@@ -112,6 +112,13 @@ impl Connection {
         self.failed(self.current);
     }
 
+    /// Nothing that is connected is used any more: the next call connects anew.
+    pub(super) fn disconnect(&mut self) {
+        for member in &mut self.members {
+            member.client = None;
+        }
+    }
+
     async fn call_one<T, F, W>(&mut self, index: usize, work: &W) -> Result<T, Verdict>
     where
         F: Future<Output = Result<T, Error>>,

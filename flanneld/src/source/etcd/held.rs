@@ -2,9 +2,10 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use netmodel::Subnet;
 use overlay_core::{
     host::NodeFacts,
-    lease::{Lease, RawLease},
+    lease::{Lease, RawLease, holds},
     wire::{LeaseKey, LeaseValue, NodeRecord, vxlan_value},
 };
 use tokio::time::Instant;
@@ -134,16 +135,16 @@ fn unix_time() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// The oldest lease that overlaps the one at `key` and was there before it.
-pub(super) fn older_overlap<'a>(snapshot: &'a Snapshot, key: &str) -> Option<&'a RawLease> {
+/// The oldest lease that overlaps the one at `key` and was there before it; what is no obstacle to the
+/// choice of a subnet is none here either.
+pub(super) fn older_overlap<'a>(snapshot: &'a Snapshot, key: &str, network: Subnet) -> Option<&'a RawLease> {
     let ours = snapshot.leases.get(key)?;
     let subnet = ours.key.parse::<LeaseKey>().ok()?.subnet;
     let overlaps = |other: &&RawLease| {
         let theirs = other.key.parse::<LeaseKey>().map(|key| key.subnet);
-        // A lease of everything is garbled, and stands in nobody's way.
         other.key != ours.key
             && other.created < ours.created
-            && theirs.is_ok_and(|theirs| theirs.prefix() > 0 && theirs.overlaps(&subnet))
+            && theirs.is_ok_and(|theirs| holds(network, theirs) && theirs.overlaps(&subnet))
     };
     snapshot.leases.values().filter(overlaps).min_by_key(|other| other.created)
 }
@@ -232,9 +233,15 @@ mod tests {
         let ours = raw("10.5.3.0-24", value.clone(), 5, 5);
         let with = |other: RawLease| snapshot(vec![ours.clone(), other]);
         let older = with(raw("10.5.2.0-23", value.clone(), 4, 8));
-        assert_eq!(older_overlap(&older, "10.5.3.0-24").map(|l| l.key.as_str()), Some("10.5.2.0-23"));
-        assert_eq!(older_overlap(&with(raw("10.5.2.0-23", value.clone(), 6, 6)), "10.5.3.0-24"), None);
-        assert_eq!(older_overlap(&with(raw("0.0.0.0-0", value.clone(), 1, 1)), "10.5.3.0-24"), None);
-        assert_eq!(older_overlap(&with(raw("10.5.4.0-24", value, 1, 1)), "10.5.3.0-24"), None);
+        let found = |snapshot: &Snapshot| {
+            let network = "10.5.0.0/16".parse().unwrap();
+            older_overlap(snapshot, "10.5.3.0-24", network).map(|lease| lease.key.clone())
+        };
+        assert_eq!(found(&older).as_deref(), Some("10.5.2.0-23"));
+        assert_eq!(found(&with(raw("10.5.2.0-23", value.clone(), 6, 6))), None);
+        assert_eq!(found(&with(raw("10.5.4.0-24", value.clone(), 1, 1))), None);
+        for garbled in ["0.0.0.0-0", "10.5.0.0-16", "10.0.0.0-8"] {
+            assert_eq!(found(&with(raw(garbled, value.clone(), 1, 1))), None, "{garbled} is in nobody's way");
+        }
     }
 }

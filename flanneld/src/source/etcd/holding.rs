@@ -10,7 +10,7 @@ use overlay_core::{
 use tokio::time::{Instant, sleep};
 
 use super::{
-    End, Fatal, GATHER, Session,
+    AWAY, End, Fatal, GATHER, Session,
     held::{Held, Standing, Term, older_overlap},
     pick,
     store::{Condition, Snapshot, Write},
@@ -104,7 +104,8 @@ impl Session {
             if race % MANY_RACES == 0 {
                 tracing::warn!(race, "lost race after race for a subnet; trying on");
             }
-            sleep(self.random.jitter(GATHER)).await;
+            // Many nodes that start together race for a moment; whatever lasts longer is no race.
+            sleep(self.random.jitter(if race < MANY_RACES { GATHER } else { AWAY })).await;
         }
         Err(End::Again)
     }
@@ -165,7 +166,9 @@ impl Session {
         if !self.write(held, condition, reservation, facts.identity).await? {
             return Ok(false);
         }
-        if let (Claim::Create, Some(older)) = (choice.claim, older_overlap(&self.snapshot, &key)) {
+        let Some((_, config)) = &self.config else { return Err(End::Again) };
+        let older = older_overlap(&self.snapshot, &key, config.network);
+        if let (Claim::Create, Some(older)) = (choice.claim, older) {
             tracing::warn!(subnet = %choice.lease.subnet, older = older.key, "another lease overlaps ours and is older; giving ours back");
             if let Some(ours) = self.snapshot.leases.get(&key).cloned() {
                 self.held = None;

@@ -12,16 +12,18 @@
 //! **A store that was emptied.** A node that holds a lease writes it again as soon as it sees the empty
 //! store, so that no subnet changes hands. A node without one waits: whoever comes first to a store
 //! without Weft's mark leaves one that lasts for a few seconds ([`Times::settle`]), and as long as it is
-//! there, only holders write leases that were not there before.
+//! there, only holders write leases that were not there before. Meanwhile the peers that the store knew
+//! before stay peers ([`former`]), so that no packet is lost.
 
 mod advice;
 mod connection;
 mod failure;
+mod former;
 mod held;
 mod holding;
 mod store;
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use daemon::{Backoff, OnChange, Random};
 use overlay_core::{
@@ -35,6 +37,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use self::{
     connection::Connection,
     failure::Failure,
+    former::Former,
     held::{Held, Standing},
     holding::Lost,
     store::{Broken, Change, Events, Snapshot, Store},
@@ -85,8 +88,12 @@ pub struct Session {
     held: Option<Held>,
     /// A lease that we held and lost.
     lost: Option<Lost>,
+    /// What the store held before it was emptied.
+    former: Former,
     note: Option<String>,
     said: OnChange,
+    /// This node's address when it was last looked at.
+    address: Option<Ipv4Addr>,
     /// Watches in a row that broke off as soon as they were open.
     short_watches: u32,
 }
@@ -128,8 +135,10 @@ impl Session {
             config: None,
             held: None,
             lost: None,
+            former: Former::default(),
             note: None,
             said: OnChange::default(),
+            address: None,
             short_watches: 0,
         }
     }
@@ -159,6 +168,7 @@ impl Session {
 
     /// One pass; it ends when something does not fit.
     async fn pass(&mut self) -> Result<Infallible, End> {
+        self.moved();
         self.refresh().await?;
         self.configure().await?;
         self.hold().await?;
@@ -182,6 +192,7 @@ impl Session {
                     before = self.seen,
                     "etcd is not the store that it was; reading it anew"
                 );
+                self.former.remember(&self.snapshot.leases, &held.key);
             }
         }
         let snapshot = self.store.list().await?;
@@ -227,20 +238,36 @@ impl Session {
     async fn follow(&mut self, mut events: Events) -> Result<Infallible, End> {
         let opened = Instant::now();
         loop {
-            let renew_at = self.held.as_ref().and_then(|held| held.renew_at);
-            let renew = async {
-                match renew_at {
-                    Some(at) => sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let renew = at(self.held.as_ref().and_then(|held| held.renew_at));
+            let forget = at(self.former.until());
             tokio::select! {
                 changes = events.next() => self.gather(&mut events, changes, opened).await?,
                 () = renew => self.hold().await?,
-                () = changed(&mut self.ports) => self.hold().await?,
+                () = forget => {}
+                () = changed(&mut self.ports) => {
+                    if self.moved() {
+                        // The watch hangs on the old address as well.
+                        return Err(End::Again);
+                    }
+                    self.hold().await?;
+                }
             }
             self.publish();
         }
+    }
+
+    /// This node has another address than it had when this was last asked: what is connected from the old
+    /// one is dead, and nobody will say so.
+    fn moved(&mut self) -> bool {
+        let Some(address) = self.ports.facts.borrow().as_ref().map(|facts| facts.underlay.address) else {
+            return false;
+        };
+        let before = self.address.replace(address);
+        let moved = before.is_some_and(|before| before != address);
+        if moved {
+            self.store.disconnect();
+        }
+        moved
     }
 
     /// Takes in changes, and those that come right after them.
@@ -306,7 +333,8 @@ impl Session {
     /// Tells the node's side what is known.
     fn publish(&mut self) {
         let (Some((text, config)), Some(held)) = (&self.config, &self.held) else { return };
-        let leases: Arc<[RawLease]> = self.snapshot.leases.values().cloned().collect();
+        let present = &self.snapshot.leases;
+        let leases = present.values().chain(self.former.missing(present)).cloned().collect();
         let problem = config_changed(&self.store.keys.config(), text, self.snapshot.config.as_deref());
         match &problem {
             Some(problem) if self.said.is_new(problem) => tracing::warn!("{problem}"),
@@ -371,6 +399,14 @@ fn config_changed(key: &str, used: &str, now: Option<&str>) -> Option<String> {
             Ok(_) => format!("the configuration at {key} has changed; {stays} until flanneld is restarted"),
             Err(error) => format!("{error} (at {key} in etcd); {stays}"),
         }),
+    }
+}
+
+/// Waits for a moment that may never come.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -266,6 +266,11 @@ impl Store {
         Ok(Events { stream, leases, config })
     }
 
+    /// Connections are of no more use.
+    pub(super) fn disconnect(&mut self) {
+        self.etcd.disconnect();
+    }
+
     /// The watch broke off.
     pub(super) fn broke(&mut self) {
         self.etcd.broke();
