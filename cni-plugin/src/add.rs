@@ -24,6 +24,7 @@ pub(crate) fn add(call: &Call) -> Result<String, Error> {
     let (network, pod_networks) = networks::complete(&call.network)?;
     let bridge = Bridge::parse(&network, &call.args)?;
     let previous = network.previous().map(Outcome::parse).transpose()?;
+    let dns = name_service(&bridge)?;
     let netns = pod::open(call)?;
     let mut pod = Pod::enter(&netns, &call.who.ifname)?;
     if pod.is_taken()? {
@@ -44,7 +45,7 @@ pub(crate) fn add(call: &Call) -> Result<String, Error> {
     let device = host.ensure_bridge()?;
     host.ensure_gateways(&device, &pod_networks, |subnet| is_in_use(reservations.as_ref(), subnet, &chosen))?;
     let interfaces = attach(call, (host, &device), (&netns, pod), &mut undo)?;
-    let made = outcome(&bridge, &plan, interfaces)?;
+    let made = outcome(&plan, interfaces, dns);
     let whole = previous.map_or(made.clone(), |previous| made.after(previous));
     let text = whole.to_json(network.version)?;
     undo.keep();
@@ -97,27 +98,26 @@ fn attach(
     Ok(vec![host.report(device.index)?, near, far])
 }
 
-fn outcome(bridge: &Bridge, plan: &Plan, interfaces: Vec<Interface>) -> Result<Outcome, Error> {
-    let container = interfaces.len() - 1;
+fn outcome(plan: &Plan, interfaces: Vec<Interface>, dns: Dns) -> Outcome {
+    let container = interfaces.len().checked_sub(1);
     let ip = |chosen: &Chosen| IpConfig {
         address: chosen.address,
         prefix: chosen.prefix,
         gateway: chosen.gateway,
-        interface: Some(container),
+        interface: container,
     };
-    let resolver = bridge.ipam.as_ref().and_then(|ipam| ipam.resolv_conf.as_deref());
-    let dns = match resolver {
-        _ if bridge.dns != Dns::default() => bridge.dns.clone(),
-        None => Dns::default(),
-        Some(path) => {
+    let ips = plan.addresses.iter().map(ip).collect();
+    Outcome { interfaces, ips, routes: plan.reported.clone(), dns }
+}
+
+/// What the configuration says about name service, or the file that it names.
+fn name_service(bridge: &Bridge) -> Result<Dns, Error> {
+    let file = bridge.ipam.as_ref().and_then(|ipam| ipam.resolv_conf.as_deref());
+    match file {
+        Some(path) if bridge.dns == Dns::default() => {
             let text = fs::read_to_string(path).map_err(|e| failure::file("read", Path::new(path), &e))?;
-            parse_resolv_conf(&text)
+            Ok(parse_resolv_conf(&text))
         }
-    };
-    Ok(Outcome {
-        interfaces,
-        ips: plan.addresses.iter().map(ip).collect(),
-        routes: plan.reported.clone(),
-        dns,
-    })
+        _ => Ok(bridge.dns.clone()),
+    }
 }

@@ -77,7 +77,7 @@ impl<'a> Pod<'a> {
 
     /// Configures interface `index`: settings, up, addresses, routes.
     pub(crate) fn configure(&mut self, index: u32, plan: &Plan) -> Result<(), Error> {
-        let requests = requests(index, self.name, plan)?;
+        let requests = requests(index, self.name, plan);
         let set = self.netns.enter(|| settings(self.name, plan)).and_then(|result| result);
         set.map_err(|e| kernel(&e))?;
         let done: Result<(), _> = self.socket.apply(&requests).into_iter().collect();
@@ -120,35 +120,28 @@ fn settings(name: &IfName, plan: &Plan) -> Result<(), linux::Error> {
     Ok(())
 }
 
-fn requests(index: u32, name: &IfName, plan: &Plan) -> Result<Vec<Request>, Error> {
+fn requests(index: u32, name: &IfName, plan: &Plan) -> Vec<Request> {
     let mut requests = vec![link::set_up(index, name)];
     for chosen in &plan.addresses {
         let nodad = chosen.address.is_ipv6();
         let address = Address { nodad, ..Address::new(index, chosen.address, chosen.prefix) };
         requests.push(address.add(name, IfPresent::Fail));
     }
-    for planned in &plan.routes {
-        requests.push(route(index, planned)?.add(name));
-    }
-    Ok(requests)
+    requests.extend(plan.routes.iter().map(|planned| route(index, planned).add(name)));
+    requests
 }
 
-fn route(index: u32, planned: &PodRoute) -> Result<route::Route, Error> {
+fn route(index: u32, planned: &PodRoute) -> route::Route {
     let wish = &planned.route;
-    let mtu = wish.mtu.map(|mtu| Mtu::try_from(u64::from(mtu))).transpose();
-    if let Some(advmss) = wish.advmss {
-        return Err(Error::unsupported("routes.advmss", &advmss.to_string()));
-    }
     let on_link = if planned.via.is_none() { Scope::Link } else { Scope::Global };
-    Ok(route::Route {
+    route::Route {
         gateway: planned.via,
         device: Some(index),
         metric: wish.priority,
         scope: wish.scope.map_or(on_link, Scope::from),
         table: wish.table.unwrap_or(route::MAIN_TABLE),
-        mtu: mtu.map_err(|e| {
-            Error::new(Code::InvalidConfig, format!("invalid mtu of route {}: {e}", wish.dst))
-        })?,
+        // Checked when it was read.
+        mtu: wish.mtu.and_then(|mtu| Mtu::try_from(u64::from(mtu)).ok()),
         ..route::Route::to(wish.dst)
-    })
+    }
 }

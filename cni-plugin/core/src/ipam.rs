@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use netmodel::Mtu;
+
 use crate::{
     Arguments, Code, Dns, Error, Network, Range, RangeSet, Route, SpecVersion, address::check_sets,
     json::Keys,
@@ -71,11 +73,27 @@ impl Ipam {
         Ok(Some(Self {
             data_dir: folder(&ipam)?,
             sets,
-            routes: Route::list(&ipam, "routes")?,
+            routes: routes(&ipam)?,
             resolv_conf: ipam.filled("resolvConf")?.map(str::to_owned),
             requested,
         }))
     }
+}
+
+/// The routes, of which each can be set.
+fn routes(ipam: &Keys<'_>) -> Result<Vec<Route>, Error> {
+    let routes = Route::list(ipam, "routes")?;
+    for route in &routes {
+        if let Some(advmss) = route.advmss {
+            return Err(Error::unsupported("ipam.routes.advmss", &advmss.to_string()));
+        }
+        if let Some(mtu) = route.mtu {
+            let invalid =
+                |e| Error::new(Code::InvalidConfig, format!("invalid mtu of route {}: {e}", route.dst));
+            Mtu::try_from(u64::from(mtu)).map_err(invalid)?;
+        }
+    }
+    Ok(routes)
 }
 
 /// The sets in the reference's order: the runtime's, the old-style one, the configured ones.
@@ -200,6 +218,15 @@ mod tests {
         let range = json!({"type": "host-local", "subnet": "10.1.0.0/24"});
         let stray = parse(json!({"ipam": range}), "IP=10.9.9.9").unwrap_err().1;
         assert_eq!(stray, "failed to allocate all requested IPs: 10.9.9.9");
+        let route = |route: Value| {
+            parse(json!({"ipam": {"type": "host-local", "subnet": "10.1.0.0/24", "routes": [route]}}), "")
+                .unwrap_err()
+        };
+        assert_eq!(route(json!({"dst": "10.0.0.0/8", "advmss": 1360})).0, Code::UnsupportedField);
+        assert!(
+            route(json!({"dst": "10.0.0.0/8", "mtu": 7})).1.starts_with("invalid mtu of route 10.0.0.0/8")
+        );
+        assert!(route(json!({"dst": "10.0.0.0/8", "gw": "fd00::1"})).1.contains("different families"));
         let twice = json!({"cniVersion": "0.2.0",
             "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.1.0.0/24"}], [{"subnet": "10.2.0.0/24"}]]}});
         assert!(parse(twice, "").unwrap_err().1.contains("more than 1 address per family"));
