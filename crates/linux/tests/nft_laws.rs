@@ -92,7 +92,7 @@ fn a_virtual_packet_ends_where_a_real_one_does() {
     let local: Vec<IpAddr> = addresses.iter().map(|ip| (*ip).into()).collect();
     let socket = RefCell::new(Socket::open().unwrap());
     let (arrived, lost) = (Cell::new(0), Cell::new(0));
-    let run = runner().run(&random::tables(), |table| {
+    let run = runner().run(&random::tables_of(3..9), |table| {
         let mut socket = socket.borrow_mut();
         let before = Transaction::delete(Family::Ip, random::TABLE);
         socket.commit(&before).and_then(|()| socket.commit(&Transaction::create(&table))).unwrap();
