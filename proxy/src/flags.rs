@@ -174,6 +174,9 @@ fn node_port_addresses(
             _ => ranges.extend(subnets(given, "nodeport-addresses", [word], mistakes)),
         }
     }
+    if words(given.text("nodeport-addresses")).next().is_none() {
+        primary = true; // as kube-proxy takes an empty list
+    }
     if all { NodePortAddresses::All } else { NodePortAddresses::Some { primary, ranges } }
 }
 
@@ -236,6 +239,7 @@ mod tests {
             parse(&format!("--from file:x --nodeport-addresses {words}")).unwrap().node_port_addresses
         };
         assert_eq!(of("all"), NodePortAddresses::All);
+        assert_eq!(of(","), NodePortAddresses::Some { primary: true, ranges: Vec::new() });
         assert_eq!(of("10.0.0.0/8,0.0.0.0/0"), NodePortAddresses::All);
         let ranges = vec!["10.0.0.0/8".parse().unwrap(), "192.0.2.0/24".parse().unwrap()];
         assert_eq!(

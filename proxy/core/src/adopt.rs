@@ -67,8 +67,9 @@ impl Found {
 
     /// Id and rows behind the first of these front ends that was there.
     pub(crate) fn take(&mut self, fronts: &[Front]) -> Option<(u32, Vec<(SocketAddr, bool)>)> {
-        let id = fronts.iter().find_map(|front| self.ids.get(front).copied())?;
-        self.ids.retain(|front, _| !fronts.contains(front));
+        // All of them are taken out, the first one decides.
+        let found: Vec<u32> = fronts.iter().filter_map(|front| self.ids.remove(front)).collect();
+        let id = *found.first()?;
         Some((id, self.rows.remove(&id).unwrap_or_default()))
     }
 }
