@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::StreamExt;
 use linux::route::{Kind, MAIN_TABLE, Route, Scope};
-use netmodel::{Mac, ROUTE_PROTOCOL, Subnet};
+use netmodel::{Mac, Mtu, ROUTE_PROTOCOL, Subnet};
 use overlay_core::{
     op::Change,
     overlay::{Remote, RouteKey},
@@ -20,13 +20,15 @@ use rtnetlink::{
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         link::{LinkAttribute, LinkMessage},
-        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
-        route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage},
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
+        route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric},
     },
 };
 
 use crate::wake::{Inbox, Interest};
 
+/// Set by somebody, not learned (linux/neighbour.h).
+const NUD_PERMANENT: u16 = 0x80;
 /// How long to wait before the connection is opened again.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -104,7 +106,7 @@ fn take_link(inbox: &Inbox, interest: &Interest, link: &LinkMessage) {
 }
 
 fn take_neighbour(inbox: &Inbox, message: &NeighbourMessage, is_there: bool) {
-    let (mut ip, mut mac) = (None, None);
+    let (mut ip, mut mac, mut special) = (None, None, false);
     for attribute in &message.attributes {
         match attribute {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => ip = Some(*address),
@@ -115,19 +117,21 @@ fn take_neighbour(inbox: &Inbox, message: &NeighbourMessage, is_there: bool) {
             NeighbourAttribute::LinkLayerAddress(bytes) => {
                 mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac);
             }
+            NeighbourAttribute::Port(_) | NeighbourAttribute::Vni(_) | NeighbourAttribute::IfIndex(_) => {
+                special = true;
+            }
             _ => {}
         }
     }
+    // `bridge` sets NUD_NOARP beside it.
+    let permanent = is_there && u16::from(message.header.state) & NUD_PERMANENT != 0;
     let change = match (message.header.family, ip, mac) {
         (AddressFamily::Bridge, ip, Some(mac)) => {
-            let odd = ip.is_none();
+            let odd = special || ip.is_none();
             let remote = Remote { address: ip.unwrap_or(Ipv4Addr::UNSPECIFIED), odd };
-            Change::Fdb(mac, remote, is_there)
+            Change::Fdb(mac, remote, permanent)
         }
-        (AddressFamily::Inet, Some(ip), mac) => {
-            let permanent = is_there && message.header.state == NeighbourState::Permanent;
-            Change::Neighbour(ip, mac.filter(|_| permanent))
-        }
+        (AddressFamily::Inet, Some(ip), mac) => Change::Neighbour(ip, mac.filter(|_| permanent)),
         _ => return,
     };
     inbox.post_change(change);
@@ -175,11 +179,19 @@ fn read_route(message: &RouteMessage) -> Option<Route> {
             RouteAttribute::Oif(index) => route.device = Some(*index),
             RouteAttribute::Priority(metric) => route.metric = Some(*metric),
             RouteAttribute::Table(table) => route.table = *table,
+            RouteAttribute::Metrics(metrics) => route.mtu = metrics.iter().find_map(mtu),
             _ => {}
         }
     }
     route.destination = Subnet::containing(destination, message.header.destination_prefix_length).ok()?;
     Some(route)
+}
+
+fn mtu(metric: &RouteMetric) -> Option<Mtu> {
+    match metric {
+        RouteMetric::Mtu(bytes) => Mtu::try_from(u64::from(*bytes)).ok(),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

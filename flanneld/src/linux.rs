@@ -126,7 +126,9 @@ impl LinuxKernel {
                 seen.neighbours.insert(ip, mac);
             }
         }
-        seen.fdb.extend(self.socket.fdb(index)?.iter().map(|entry| (entry.mac, remote(entry.destination))));
+        let entries = self.socket.fdb(index)?;
+        seen.fdb
+            .extend(entries.iter().filter(|entry| entry.permanent).map(|entry| (entry.mac, remote(entry))));
         Ok(())
     }
 
@@ -200,15 +202,14 @@ impl LinuxKernel {
             Op::SetFdb(name, mac, node) => Entry::permanent(index, *mac, (*node).into()).replace(name),
             Op::DelFdb(name, mac, remote) => {
                 let destination = (!remote.odd).then_some(remote.address.into());
-                Entry { device: index, mac: *mac, destination, permanent: true }.delete(name)
+                Entry { device: index, mac: *mac, destination, permanent: true, special: false }.delete(name)
             }
             Op::SetNeighbour(name, ip, mac) => Neighbour::permanent(index, (*ip).into(), *mac).replace(name),
             Op::DelNeighbour(name, ip) => {
                 Neighbour::permanent(index, (*ip).into(), Mac::default()).delete(name)
             }
             Op::SetRoute(name, key, hop) => tunnel(index, *key, *hop).replace(name),
-            // Whoever wrote it.
-            Op::DelRoute(name, key, hop) => Route { protocol: 0, ..tunnel(index, *key, *hop) }.delete(name),
+            Op::DelRoute(name, key, hop) => tunnel(index, *key, *hop).delete(name),
             Op::SetSysctl(..) | Op::DelDevice(_) | Op::AddDevice(..) => return None,
         })
     }
@@ -297,21 +298,21 @@ fn vxlan(name: &IfName, device: &Device) -> link::Vxlan {
     }
 }
 
-fn remote(destination: Option<IpAddr>) -> Remote {
-    match destination {
-        Some(IpAddr::V4(ip)) => Remote::plain(ip),
+fn remote(entry: &Entry) -> Remote {
+    match entry.destination {
+        Some(IpAddr::V4(address)) => Remote { address, odd: entry.special },
         _ => Remote { address: Ipv4Addr::UNSPECIFIED, odd: true },
     }
 }
 
 /// A route to a peer, as we write it.
 fn tunnel(index: u32, key: RouteKey, hop: Hop) -> Route {
-    let gateway = match hop {
-        Hop::Tunnel(gateway) => Some(gateway.into()),
-        Hop::Direct(_) | Hop::Blackhole | Hop::Foreign => None,
-    };
-    let onlink = gateway.is_some();
-    Route { device: Some(index), gateway, onlink, metric: Some(key.metric), ..Route::to(key.subnet) }
+    let route = Route { device: Some(index), metric: Some(key.metric), ..Route::to(key.subnet) };
+    match hop {
+        Hop::Tunnel(gateway) => Route { gateway: Some(gateway.into()), onlink: true, ..route },
+        Hop::Foreign(protocol) => Route { protocol, ..route },
+        Hop::Direct(_) | Hop::Blackhole => route,
+    }
 }
 
 /// A route that does not go through our device.
@@ -319,7 +320,7 @@ fn elsewhere(key: RouteKey, hop: Hop) -> Route {
     let route = Route { metric: Some(key.metric), ..Route::to(key.subnet) };
     match hop {
         Hop::Direct(gateway) => Route { gateway: Some(gateway.into()), ..route },
-        Hop::Tunnel(_) | Hop::Blackhole | Hop::Foreign => Route { kind: BLACKHOLE, ..route },
+        Hop::Tunnel(_) | Hop::Blackhole | Hop::Foreign(_) => Route { kind: BLACKHOLE, ..route },
     }
 }
 
@@ -345,7 +346,7 @@ pub(crate) fn ours(route: &Route, index: Option<u32>, network: &Subnet) -> Optio
     let as_ours = marked && route.onlink && route.kind == route::Kind::Unicast && route.source.is_none();
     let hop = match route.gateway {
         Some(IpAddr::V4(gateway)) if as_ours && route.mtu.is_none() => Hop::Tunnel(gateway),
-        _ => Hop::Foreign,
+        _ => Hop::Foreign(route.protocol),
     };
     Some((key, hop))
 }

@@ -61,7 +61,8 @@ fn operation(random: &mut Random) -> Op {
     let (third, node) = (below(random, 4), 10 + below(random, 3));
     let address = std::net::Ipv4Addr::from([10, 5, third, 0]);
     let hop = if below(random, 5) == 0 { Hop::Blackhole } else { Hop::Tunnel(address) };
-    let metric = if hop == Hop::Blackhole { 9 } else { below(random, 2) };
+    // Never 0, as ours: a removal of that metric removes any.
+    let metric = if hop == Hop::Blackhole { 9 } else { 1 + below(random, 2) };
     match below(random, 32) {
         0 => Op::DelDevice(name()),
         1..=4 => Op::AddDevice(name(), device(random)),
@@ -123,7 +124,7 @@ fn the_fake_kernel_ends_where_the_real_one_does() -> Result<()> {
 /// A change that somebody else makes, as a command; many fail, since what they are about is not there.
 fn foreign(random: &mut Random) -> String {
     let (third, node, last) = (below(random, 4), 10 + below(random, 3), below(random, 4));
-    match below(random, 14) {
+    match below(random, 16) {
         0 => "ip link del flannel.1".to_owned(),
         1 => "ip link set flannel.1 down".to_owned(),
         2 => format!("ip link set flannel.1 address 02:00:00:00:00:0{last}"),
@@ -138,6 +139,10 @@ fn foreign(random: &mut Random) -> String {
             format!("ip neigh replace 10.5.{third}.0 lladdr 02:00:00:00:00:0{last} dev flannel.1 nud stale")
         }
         11 => format!("bridge fdb del 02:00:00:00:00:0{last} dev flannel.1"),
+        14 => {
+            format!("bridge fdb replace 02:00:00:00:00:0{last} dev flannel.1 dst 192.0.2.{node} vni {node}")
+        }
+        15 => format!("ip route replace 10.5.{third}.0/24 dev flannel.1 metric {last} proto 154 mtu 1300"),
         12 => format!("bridge fdb append 00:00:00:00:00:00 dev flannel.1 dst 192.0.2.{node}"),
         _ => format!("bridge fdb replace 02:00:00:00:00:0{last} dev flannel.1 dst 192.0.2.{node}"),
     }

@@ -67,7 +67,12 @@ impl Node {
     fn start(&mut self) -> Result<()> {
         let log = self.dir.path().join("log");
         self.flanneld = Some(Process::spawn(&self.command("run"), log)?);
-        let ready = eventually(PATIENCE, || self.subnet_file().exists().then_some(()));
+        let pid = self.flanneld.as_ref().map(Process::pid);
+        let ready = eventually(PATIENCE, || {
+            let status = self.status().ok()?;
+            let own = status["pid"].as_u64() == pid.map(u64::from);
+            (own && status["ready"] == json!(true)).then_some(())
+        });
         ready.with_context(|| self.log()).map(drop)
     }
 
@@ -137,6 +142,18 @@ fn each_removed_object_comes_back_in_time() -> Result<()> {
         ("ip neighbour del 10.5.3.0 dev flannel.1", NEIGHBOURS, "10.5.3.0 lladdr 02:00:00:00:00:03", REPAIR),
         ("bridge fdb del 02:00:00:00:00:03 dev flannel.1 dst 192.0.2.3", ENTRIES, entry, REPAIR),
         ("bridge fdb replace 02:00:00:00:00:03 dev flannel.1 dst 192.0.2.99", ENTRIES, entry, REPAIR),
+        (
+            "bridge fdb replace 02:00:00:00:00:03 dev flannel.1 dst 192.0.2.3 port 9999",
+            ENTRIES,
+            "!port 9999",
+            REPAIR,
+        ),
+        (
+            "bridge fdb replace 02:00:00:00:00:03 dev flannel.1 dst 192.0.2.3 vni 77",
+            ENTRIES,
+            "!vni 77",
+            REPAIR,
+        ),
         ("bridge fdb append 00:00:00:00:00:00 dev flannel.1 dst 192.0.2.99", ENTRIES, "!192.0.2.99", REPAIR),
         (
             "ip neighbour add 10.5.77.0 lladdr 02:00:00:00:00:77 dev flannel.1",

@@ -29,13 +29,16 @@ pub struct Entry {
     pub destination: Option<IpAddr>,
     /// Set by somebody, not learned.
     pub permanent: bool,
+    /// It has a port, a VNI or an outgoing interface of its own, other than the device's. Only read, never
+    /// written.
+    pub special: bool,
 }
 
 impl Entry {
     /// A permanent entry.
     #[must_use]
     pub const fn permanent(device: u32, mac: Mac, destination: IpAddr) -> Self {
-        Self { device, mac, destination: Some(destination), permanent: true }
+        Self { device, mac, destination: Some(destination), permanent: true, special: false }
     }
 
     /// The request that adds it. EEXIST if the address has an entry. `name` is the device's, for the error
@@ -112,22 +115,28 @@ impl RouteSocket {
 // Attribute numbers of linux/neighbour.h.
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
+const NDA_PORT: u16 = 6;
+const NDA_VNI: u16 = 7;
+const NDA_IFINDEX: u16 = 8;
+const NUD_PERMANENT: u16 = 0x80;
 /// Bytes of `struct ndmsg`.
 const HEADER: usize = 12;
 
 /// Reads `RTM_NEWNEIGH` of the bridge family. `None`: it has no Ethernet address.
 fn read(message: Message<'_>) -> Result<Option<Entry>, Cause> {
     let header = NeighbourHeader::parse(message.payload).map_err(|error| garbled(&error))?;
-    let (mut destination, mut mac) = (None, None);
+    let (mut destination, mut mac, mut special) = (None, None, false);
     for (kind, value) in attributes(message.payload, HEADER) {
         match kind {
             NDA_DST => destination = address(value),
             NDA_LLADDR => mac = value.try_into().ok().map(Mac),
+            NDA_PORT | NDA_VNI | NDA_IFINDEX => special = true,
             _ => {}
         }
     }
-    let permanent = header.state == NeighbourState::Permanent;
-    Ok(mac.map(|mac| Entry { device: header.ifindex, mac, destination, permanent }))
+    // `bridge` sets NUD_NOARP beside it.
+    let permanent = u16::from(header.state) & NUD_PERMANENT != 0;
+    Ok(mac.map(|mac| Entry { device: header.ifindex, mac, destination, permanent, special }))
 }
 
 #[cfg(test)]

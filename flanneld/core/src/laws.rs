@@ -105,7 +105,7 @@ fn flannels_route_goes_only_after_ours_is_there() {
     let peers = [lease("10.5.34.0-24", "192.0.2.2", 2)];
     let mut have = settled(&peers);
     let subnet = "10.5.34.0/24".parse().unwrap();
-    have.routes = [(RouteKey { subnet, metric: 0 }, Hop::Foreign)].into();
+    have.routes = [(RouteKey { subnet, metric: 0 }, Hop::Foreign(3))].into();
     check(
         &have,
         &peers,
@@ -294,7 +294,7 @@ prop_compose! {
         have.sysctls.insert("net/ipv4/ip_forward".to_owned(), u8::from(forward).to_string());
         for (third, metric, kind) in stray_routes {
             let subnet = format!("10.5.{third}.0/24").parse().unwrap();
-            let hop = [Hop::Blackhole, Hop::Foreign, Hop::Direct([192, 0, 2, 9].into())][usize::from(kind)];
+            let hop = [Hop::Blackhole, Hop::Foreign(3), Hop::Direct([192, 0, 2, 9].into())][usize::from(kind)];
             have.routes.insert(RouteKey { subnet, metric }, hop);
         }
         for (mac, node, odd) in stray_entries {

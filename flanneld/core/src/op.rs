@@ -94,7 +94,7 @@ fn route(dev: &IfName, key: RouteKey, hop: Hop) -> String {
         Hop::Tunnel(gateway) => format!("{subnet} via {gateway} dev {dev} metric {metric} onlink"),
         Hop::Direct(gateway) => format!("{subnet} via {gateway} metric {metric}"),
         Hop::Blackhole => format!("blackhole {subnet} metric {metric}"),
-        Hop::Foreign => format!("{subnet} dev {dev} metric {metric}"),
+        Hop::Foreign(_) => format!("{subnet} dev {dev} metric {metric}"),
     }
 }
 

@@ -31,7 +31,7 @@ impl Hop {
     /// The route goes with our device.
     #[must_use]
     pub const fn is_on_device(&self) -> bool {
-        matches!(self, Self::Tunnel(_) | Self::Foreign)
+        matches!(self, Self::Tunnel(_) | Self::Foreign(_))
     }
 }
 
@@ -138,5 +138,6 @@ pub enum Hop {
     /// Nowhere, with our protocol number.
     Blackhole,
     /// A route that counts as ours and that we would not write like this: flannel's, or a garbled one.
-    Foreign,
+    /// Its protocol number keeps a removal off ours: Linux takes metric 0 for any.
+    Foreign(u8),
 }
