@@ -374,3 +374,34 @@ impl Type {
         .find(|kind| kind.number() == number)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refuses(ops: impl IntoIterator<Item = Op>) -> bool {
+        Code { ops: ops.into_iter().collect(), comment: None }.refuses_all()
+    }
+
+    #[test]
+    fn a_last_rule_refuses_only_if_nothing_in_it_can_miss() {
+        let other = |name: &str| Op::Other { name: name.into(), attributes: Vec::new() };
+        let drop = || Op::Verdict(Verdict::Drop);
+        let load = Op::Load { field: Field::MetaMark, to: Reg::FIRST };
+        assert!(refuses([Op::Counter, drop()]));
+        assert!(refuses([other("xt match comment"), Op::Counter, other("xt target REJECT")]));
+        assert!(refuses([other("reject")]));
+        assert!(refuses([Op::Reject(RejectWith::TcpReset)]));
+        assert!(!refuses([load, drop()]), "only some packets");
+        assert!(!refuses([other("xt match conntrack"), drop()]), "only some packets");
+        assert!(!refuses([Op::Counter, other("xt target LOG")]), "goes on");
+        assert!(!refuses([Op::Verdict(Verdict::Accept)]) && !refuses([]));
+    }
+
+    #[test]
+    fn registers_count_in_units_of_four_bytes() {
+        assert_eq!(Reg::FIRST.behind(4).behind(1), Reg(2));
+        assert_eq!(Reg::FIRST.behind(16), Reg(4));
+        assert_eq!((Reg(4).aligned(), Reg(5).aligned()), (Reg(4), Reg(8)));
+    }
+}

@@ -48,6 +48,9 @@
 //!     ^----------------apply (what was acknowledged)-+
 //! ```
 //!
+//! [`Table::check`] finds what the kernel or `nft` would not accept, and [`trace`] walks a virtual packet
+//! through a table, so that rules are tested without a kernel.
+//!
 //! A small change to a large table needs no `diff`: build its [`Transaction`] by hand, commit it, and
 //! [`apply`] it to the [`Observed`] that is kept.
 #![forbid(unsafe_code)]

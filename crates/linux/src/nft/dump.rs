@@ -80,7 +80,7 @@ impl Socket {
         })
     }
 
-    /// All base chains at a hook, in the order in which packets meet them.
+    /// All base chains at a hook, by priority: in the order in which packets meet them, where no two are equal.
     ///
     /// # Errors
     /// The kernel refused or did not answer, or the ruleset kept changing.
