@@ -234,7 +234,7 @@ async fn garbled_keys_and_values_are_passed_on_and_harm_nothing() -> Result<()> 
     server.put_config()?;
     let mut node = Node::start(&server, 1);
     let own = node.leased().await?.own.subnet;
-    for (name, value) in [("nonsense", "x"), ("0.0.0.0-0", "{not json"), ("10.5.9.0-24", "[]")] {
+    for (name, value) in [("nonsense", "x"), ("0.0.0.0-0", "{not json"), ("10.5.209.0-24", "[]")] {
         server.put(&format!("subnets/{name}"), value)?;
     }
     let assignment = node.knows(4).await?;

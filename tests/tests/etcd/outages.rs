@@ -29,7 +29,7 @@ async fn the_assignment_stays_while_etcd_is_away_and_the_watch_goes_on_after() -
     assert_eq!(problem, format!("etcd does not answer: {endpoint}: Connection refused (os error 111)"));
     server.launch()?;
     node.leased().await?;
-    server.put("subnets/10.5.99.0-24", "{}")?;
+    server.put("subnets/10.5.209.0-24", "{}")?;
     node.knows(2).await?;
     assert_eq!((node.subnet(), node.note()), (Some(own.subnet), None));
     assert_eq!(server.ttl_lease(&path)?, lease, "nothing was written anew");
@@ -40,7 +40,7 @@ async fn the_assignment_stays_while_etcd_is_away_and_the_watch_goes_on_after() -
 async fn what_was_compacted_meanwhile_is_read_anew() -> Result<()> {
     let mut server = Server::start(1)?;
     server.put_config()?;
-    server.put("subnets/10.5.98.0-24", "{}")?;
+    server.put("subnets/10.5.208.0-24", "{}")?;
     let mut node = Node::start(&server, 1);
     node.knows(2).await?;
     let own = node.subnet();
@@ -49,8 +49,8 @@ async fn what_was_compacted_meanwhile_is_read_anew() -> Result<()> {
     // While the node cannot look: one lease goes, one comes, and the history is forgotten.
     let endpoint = server.endpoints()[0].clone();
     server.launch_elsewhere(|moved| {
-        moved.ctl(&format!("del {PREFIX}/subnets/10.5.98.0-24")).ok()?;
-        moved.put("subnets/10.5.99.0-24", "{}")?;
+        moved.ctl(&format!("del {PREFIX}/subnets/10.5.208.0-24")).ok()?;
+        moved.put("subnets/10.5.209.0-24", "{}")?;
         let revision = moved.json("config")?["header"]["revision"].as_i64().context("a revision")?;
         moved.ctl(&format!("compact {revision}")).ok().map(drop)
     })?;
@@ -59,10 +59,10 @@ async fn what_was_compacted_meanwhile_is_read_anew() -> Result<()> {
     let has = |view: &View, key: &str| {
         view.assignment.as_ref().is_some_and(|a| a.leases.iter().any(|lease| lease.key == key))
     };
-    node.until("read anew", |view| has(view, "10.5.99.0-24") && !has(view, "10.5.98.0-24")).await?;
+    node.until("read anew", |view| has(view, "10.5.209.0-24") && !has(view, "10.5.208.0-24")).await?;
     assert_eq!(node.subnet(), own);
-    server.put("subnets/10.5.97.0-24", "{}")?;
-    node.until("followed on", |view| has(view, "10.5.97.0-24")).await?;
+    server.put("subnets/10.5.207.0-24", "{}")?;
+    node.until("followed on", |view| has(view, "10.5.207.0-24")).await?;
     Ok(())
 }
 
@@ -77,7 +77,7 @@ async fn the_loss_of_one_of_three_members_is_not_noticed() -> Result<()> {
     }
     for lost in 0..3 {
         server.kill(lost);
-        let extra = format!("10.5.{}.0-24", 90 + lost);
+        let extra = format!("10.5.{}.0-24", 200 + lost);
         server.put(&format!("subnets/{extra}"), "{}")?;
         for node in &mut nodes {
             node.knows(4 + lost).await?;
@@ -176,7 +176,9 @@ async fn a_member_that_stands_still_is_left_for_another() -> Result<()> {
     node.leased().await?;
     // The first endpoint is the one that it talks to.
     server.freeze(0)?;
-    server.ctl_at(1, &format!("put {PREFIX}/subnets/10.5.99.0-24 {{}}")).ok()?;
+    // The others may have to find a new leader first.
+    let put = server.ctl_at(1, &format!("put {PREFIX}/subnets/10.5.209.0-24 {{}}"));
+    eventually("written", || Ok(put.run()?.success())).await?;
     node.knows(2).await?;
     server.thaw(0)?;
     assert_eq!(node.note(), None);

@@ -149,7 +149,7 @@ async fn a_user_with_a_password_gets_in_and_the_password_shows_nowhere() -> Resu
     assert!(nobody.contains("can't be used: etcdserver: user name is empty"), "{nobody}");
     let mut right = Node::start_with(&as_user(&server, "hunter2"), quick(), facts(3));
     right.leased().await?;
-    server.ctl(&format!("--user=root:rootpw put {PREFIX}/subnets/10.5.99.0-24 {{}}")).ok()?;
+    server.ctl(&format!("--user=root:rootpw put {PREFIX}/subnets/10.5.209.0-24 {{}}")).ok()?;
     right.knows(2).await?;
     assert!(!format!("{:?}", as_user(&server, "hunter2")).contains("hunter2"));
     Ok(())

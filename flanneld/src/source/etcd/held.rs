@@ -25,6 +25,8 @@ pub(super) struct Held {
     pub(super) modified: i64,
     /// etcd's lease that the key ends with; 0 for a reservation.
     pub(super) ttl_lease: i64,
+    /// The one of etcd's leases that this process asked for: nothing else depends on it.
+    pub(super) granted: i64,
     /// When to renew; never for a reservation.
     pub(super) renew_at: Option<Instant>,
 }
@@ -65,7 +67,7 @@ impl Held {
     /// A lease that is about to be written for the first time.
     pub(super) fn new(lease: Lease) -> Self {
         let key = LeaseKey { subnet: lease.subnet, ipv6: None }.to_string();
-        Self { lease, key, values: Vec::new(), modified: 0, ttl_lease: 0, renew_at: None }
+        Self { lease, key, values: Vec::new(), modified: 0, ttl_lease: 0, granted: 0, renew_at: None }
     }
 
     /// The value that the lease ought to have.
@@ -91,6 +93,7 @@ impl Held {
         self.values = vec![self.value()];
         self.modified = modified;
         self.ttl_lease = term.ttl_lease;
+        self.granted = term.ttl_lease;
         let reservation = term.ttl_lease == 0;
         self.lease.expires = (!reservation).then(|| unix_time().saturating_add(term.lasts.as_secs()));
         let wait = term.lasts.saturating_sub(term.margin).max(Duration::from_secs(1));

@@ -71,7 +71,7 @@ impl Session {
         }
         let condition = Condition::Unchanged(held.modified);
         let reservation = held.ttl_lease == 0;
-        let before = held.ttl_lease;
+        let granted = held.granted;
         let subnet = held.lease.subnet;
         if !self.write(held, condition, reservation, facts.identity).await? {
             return Err(End::Again);
@@ -81,8 +81,8 @@ impl Session {
         } else {
             tracing::debug!(%subnet, "renewed the lease");
         }
-        if before != 0 {
-            self.store.revoke(before).await;
+        if granted != 0 {
+            self.store.revoke(granted).await;
         }
         Ok(())
     }
