@@ -1,6 +1,7 @@
 //! Packets that cross a commit: one Service toggles between two and three endpoints while new flows arrive.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,7 +17,7 @@ use proxy_core::state::State;
 use proxy_core::tables::{Config, NodePorts};
 use proxy_core::wire::Manifest;
 use ruleset::{Family, Transaction};
-use testkit::{Cmd, Netns, require_or_skip};
+use testkit::{Cmd, Netns, Random, require_or_skip};
 
 /// What the test must at least do, and how long it may take.
 const COMMITS: u64 = 10_000;
@@ -94,8 +95,12 @@ fn objects(endpoints: u8) -> BTreeMap<Key, Arc<Object>> {
         VIP.port(),
         addresses.join(", ")
     );
+    read(&text)
+}
+
+fn read(text: &str) -> BTreeMap<Key, Arc<Object>> {
     let node = "n1".parse().expect("a node name");
-    let read = Manifest::read(&text).expect("a manifest").objects;
+    let read = Manifest::read(text).expect("a manifest").objects;
     let read = read.iter().filter_map(|object| check(object, &node).expect("a good object"));
     read.map(|(key, object)| (key, Arc::new(object))).collect()
 }
@@ -244,5 +249,58 @@ fn without_the_fallback_to_slot_0_flows_are_lost() -> Result<()> {
     let outcome = toggle(&row, &mut proxy)?;
     println!("{outcome:?}");
     assert!(outcome.untranslated + outcome.dropped > 0, "nothing was lost: {outcome:?}");
+    Ok(())
+}
+
+/// Several Services with random endpoints.
+fn some_objects(random: &mut Random) -> BTreeMap<Key, Arc<Object>> {
+    let mut text = String::new();
+    for service in 1..8 {
+        if random.number().is_multiple_of(4) {
+            continue;
+        }
+        let endpoints: Vec<_> = (1..6)
+            .filter(|_| random.number().is_multiple_of(2))
+            .map(|n| format!("{{addresses: [10.7.{service}.{n}]}}"))
+            .collect();
+        let node_port = if random.number().is_multiple_of(2) { 30_000 + service } else { 0 };
+        write!(
+            text,
+            "---\n{{apiVersion: v1, kind: Service, metadata: {{name: s{service}}}, spec: {{type: NodePort, \
+               clusterIP: 10.96.0.{service}, ports: [{{name: a, port: 80, nodePort: {node_port}}}, \
+               {{name: b, port: 53, protocol: UDP}}]}}}}\n---\n\
+             {{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, metadata: {{name: \
+               s{service}-x, labels: {{kubernetes.io/service-name: s{service}}}}}, ports: [{{name: a, port: 8080}}, \
+               {{name: b, port: 5353, protocol: UDP}}], endpoints: [{}]}}\n",
+            endpoints.join(", ")
+        )
+        .expect("text");
+    }
+    read(&text)
+}
+
+/// What the pure side says that the kernel holds is what it holds, after each of many random changes.
+#[test]
+fn the_kernel_holds_what_the_model_says() -> Result<()> {
+    let Some(row) = require_or_skip("network namespaces", Row::new()) else { return Ok(()) };
+    let mut random = Random::printed();
+    let mut proxy = Proxy::start(&row, false)?;
+    let mut model = None;
+    ruleset::apply(&mut model, &Transaction::create(&proxy.state.table()))?;
+    let mut now = Duration::ZERO;
+    for _ in 0..300 {
+        now += random.below(Duration::from_secs(3));
+        proxy.catalog.replace(&some_objects(&mut random));
+        let delta = proxy.state.sync(&mut proxy.catalog, now);
+        for transaction in delta.into_transactions(proxy.state.config()) {
+            proxy.socket.commit(&transaction)?;
+            ruleset::apply(&mut model, &transaction)?;
+        }
+        let held = proxy.socket.table(Family::Ip, &Config::table_name())?.context("no table")?;
+        let held = held.without_handles();
+        assert_eq!(Some(&held), model.as_ref());
+        let rest = transactions(&proxy.state.table(), Some(&held));
+        assert!(rest.is_empty(), "not as wanted: {rest:?}");
+    }
     Ok(())
 }
