@@ -112,6 +112,32 @@ pub struct ServiceSpec {
     /// The ports.
     #[serde(default, deserialize_with = "or_default")]
     pub ports: Vec<ServicePort>,
+    /// None or ClientIP.
+    #[serde(default, deserialize_with = "or_default")]
+    pub session_affinity: String,
+    /// Cluster or Local.
+    #[serde(default, deserialize_with = "or_default")]
+    pub external_traffic_policy: String,
+    /// Cluster or Local.
+    #[serde(default, deserialize_with = "or_default")]
+    pub internal_traffic_policy: String,
+    /// Further addresses that lead here.
+    #[serde(default, rename = "externalIPs", deserialize_with = "or_default")]
+    pub external_ips: Vec<String>,
+}
+
+impl ServiceSpec {
+    /// What it asks for and this version doesn't do: it is served without.
+    #[must_use]
+    pub fn unserved(&self) -> Vec<&'static str> {
+        let asks = [
+            ("sessionAffinity ClientIP", self.session_affinity == "ClientIP"),
+            ("externalTrafficPolicy Local", self.external_traffic_policy == "Local"),
+            ("internalTrafficPolicy Local", self.internal_traffic_policy == "Local"),
+            ("externalIPs", !self.external_ips.is_empty()),
+        ];
+        asks.into_iter().filter(|(_, asked)| *asked).map(|(what, _)| what).collect()
+    }
 }
 
 /// One of `spec.ports` of a Service.

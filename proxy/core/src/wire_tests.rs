@@ -62,6 +62,23 @@ fn json_is_read_as_kubectl_prints_it() {
 }
 
 #[test]
+fn what_a_service_asks_for_in_vain_is_known() {
+    let asked = |more: &str| {
+        let text = format!("{{apiVersion: v1, kind: Service, metadata: {{name: s}}, spec: {{{more}}}}}");
+        let Object::Service(service) = &read(&text).objects[0] else { panic!("no Service") };
+        service.spec.unserved().join(", ")
+    };
+    assert_eq!(
+        asked("sessionAffinity: None, internalTrafficPolicy: Cluster, externalTrafficPolicy: Cluster"),
+        ""
+    );
+    assert_eq!(
+        asked("sessionAffinity: ClientIP, externalIPs: [1.2.3.4]"),
+        "sessionAffinity ClientIP, externalIPs"
+    );
+}
+
+#[test]
 fn a_service_of_another_group_is_not_ours() {
     let text =
         "{apiVersion: serving.knative.dev/v1, kind: Service, metadata: {name: hello}, spec: {ports: 3}}";

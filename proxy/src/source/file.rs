@@ -19,7 +19,7 @@ use std::{
 use netmodel::NodeName;
 use proxy_core::{
     object::{Key, Object, check},
-    wire::{BadObject, Manifest},
+    wire::{self, BadObject, Manifest},
 };
 
 pub use watch::watch;
@@ -173,14 +173,25 @@ impl FileSource {
         self.troubles.retain(|about, _| about != file && !about.starts_with(&of_object));
     }
 
+    /// A Service that asks for more than we do is served without, but not in silence.
+    fn name_unserved(&mut self, about: &str, object: &wire::Object, key: &Key) {
+        let wire::Object::Service(service) = object else { return };
+        let unserved = service.spec.unserved().join(", ");
+        if !unserved.is_empty() {
+            let text = format!("{unserved}: not in this version; it is served without");
+            self.troubles.insert(format!("{about}: {key}"), text);
+        }
+    }
+
     /// The objects of a manifest. One that is as before stays the same allocation; one that is bad stays as it
     /// was before.
     fn checked(&mut self, about: &str, manifest: Manifest, old: &Objects) -> Objects {
         let mut objects = Objects::new();
         let mut bad = manifest.bad;
-        for object in &manifest.objects {
-            match check(object, &self.node) {
+        for wire in &manifest.objects {
+            match check(wire, &self.node) {
                 Ok(Some((key, object))) => {
+                    self.name_unserved(about, wire, &key);
                     let same = old.get(&key).filter(|old| ***old == object).cloned();
                     objects.insert(key, same.unwrap_or_else(|| Arc::new(object)));
                 }

@@ -107,6 +107,22 @@ fn an_object_that_turns_bad_stays_as_it_was_and_harms_no_other() {
 }
 
 #[test]
+fn a_service_that_asks_for_more_than_there_is_is_served_and_named() {
+    let folder = Folder::new("unserved");
+    folder.write("a.yaml", &service("a", "10.96.0.1").replace("ports:", "sessionAffinity: ClientIP, ports:"));
+    let mut source = source(&folder.0);
+    source.read(&Touched::All);
+    assert_eq!(names(&source), A);
+    let trouble = source.troubles().next().unwrap();
+    assert!(
+        trouble.ends_with(
+            "a.yaml: Service default/a: sessionAffinity ClientIP: not in this version; it is served without"
+        ),
+        "{trouble}"
+    );
+}
+
+#[test]
 fn a_file_that_is_gone_or_not_there_yet_is_named() {
     let folder = Folder::new("gone");
     let path = folder.0.join("a.yaml");
