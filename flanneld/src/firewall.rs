@@ -189,14 +189,15 @@ impl Firewall {
                 ));
             }
         }
-        warnings.extend(legacy(want.network));
         Ok(warnings)
     }
 
     /// What a user should know.
     #[must_use]
-    pub fn warnings(&self) -> &[String] {
-        &self.warnings
+    pub fn warnings(&self) -> Vec<String> {
+        // Legacy iptables announces nothing: it is looked at each time.
+        let legacy = self.want.as_ref().and_then(|want| legacy(want.network));
+        self.warnings.iter().cloned().chain(legacy).collect()
     }
 
     /// Removes our table and our rules in the chain of others.

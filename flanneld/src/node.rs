@@ -10,7 +10,7 @@ use linux::{
 };
 use netmodel::{Mtu, ROUTE_PROTOCOL, Subnet, Vni};
 use overlay_core::{
-    host::{DeviceKind, HostPrefix, NodeFacts, NodeIdentity, Underlay},
+    host::{DeviceKind, HostPrefix, NodeFacts, NodeIdentity, POD_BRIDGES, Underlay},
     wire::SubnetEnv,
 };
 use sha2::{Digest, Sha256};
@@ -177,8 +177,7 @@ fn by_default_route(host: &Host) -> Option<&Link> {
 /// The interface with the only address that other nodes could send to: not one of this node's own pods.
 fn only_one(host: &Host, pods: Option<Subnet>) -> Result<&Link, NotYet> {
     let fits = |link: &&Link| {
-        let inner =
-            matches!(link.kind, Kind::Vxlan(_)) || ["cni0", "cbr0", "docker0"].contains(&link.name.as_str());
+        let inner = matches!(link.kind, Kind::Vxlan(_)) || POD_BRIDGES.contains(&link.name.as_str());
         let outer = |a: &Address| {
             a.device == link.index
                 && a.address.is_ipv4()

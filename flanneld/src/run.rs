@@ -416,7 +416,7 @@ impl Hold {
 
     /// What a user should know, though the overlay works.
     fn warnings(&self) -> Vec<String> {
-        let mut warnings = self.firewall.warnings().to_vec();
+        let mut warnings = self.firewall.warnings();
         let Some(have) = &self.shadow else { return warnings };
         if have.sysctls.get("net/ipv4/ip_forward").is_some_and(|value| value != "1") {
             warnings.push(
@@ -426,8 +426,8 @@ impl Hold {
         }
         if have.sysctls.get("net/bridge/bridge-nf-call-iptables").is_none_or(|value| value != "1") {
             warnings.push(
-                "net.bridge.bridge-nf-call-iptables is off: a Service whose endpoint is on the client's own \
-                 node breaks; load br_netfilter and set it to 1"
+                "net.bridge.bridge-nf-call-iptables is off: Services break whose endpoint is on the same node \
+                 as the client; load br_netfilter and set it to 1"
                     .to_owned(),
             );
         }

@@ -197,7 +197,24 @@ fn forwarding_is_switched_on_and_kept_on() -> Result<()> {
     let line = "sysctl -n net.ipv4.ip_forward";
     node.shows(line, "1", PATIENCE)?;
     node.net.cmd("sysctl -w net.ipv4.ip_forward=0").ok()?;
-    node.shows(line, "1", PATIENCE).map(drop)
+    node.shows(line, "1", PATIENCE)?;
+    // Not every kernel has it.
+    if node.net.cmd("sysctl -w net.bridge.bridge-nf-call-iptables=0").run()?.success() {
+        node.shows("sysctl -n net.bridge.bridge-nf-call-iptables", "1", PATIENCE)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_status_says_what_to_type_where_legacy_iptables_filters() -> Result<()> {
+    let Some(mut node) = Node::new()? else { return Ok(()) };
+    node.net.cmd("iptables-legacy -P FORWARD DROP").ok()?;
+    node.leases(&[])?;
+    node.start()?;
+    let wanted = "iptables-legacy -A FORWARD -s 10.5.0.0/16 -j ACCEPT; iptables-legacy -A FORWARD -d 10.5.0.0/16 -j ACCEPT";
+    let said =
+        eventually(PATIENCE, || node.command("status").ok().ok().filter(|ran| ran.stdout.contains(wanted)));
+    said.with_context(|| format!("{:?}", node.status())).map(drop)
 }
 
 /// What flannel has left: its device with the address of its lease, routes of metric 0, and a peer that

@@ -119,7 +119,7 @@ impl fmt::Display for HostPrefix {
 }
 
 /// Names of the bridges that pods hang on by default: of flannel's plugin, docker, and the old one.
-const POD_BRIDGES: [&str; 3] = ["cni0", "docker0", "cbr0"];
+pub const POD_BRIDGES: [&str; 3] = ["cni0", "docker0", "cbr0"];
 
 impl NodeFacts {
     /// An address is on the link of the underlay interface: no router is in between.
