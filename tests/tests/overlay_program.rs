@@ -501,6 +501,38 @@ fn the_status_of_one_that_ended_is_shown_with_a_failure() -> Result<()> {
     Ok(())
 }
 
+/// The lease was lost and another subnet taken: pods that run keep their addresses on the bridge, and
+/// whoever leases the old subnet is not routed into them.
+#[test]
+fn another_subnet_takes_effect_and_leaves_running_pods_alone() -> Result<()> {
+    let Some(mut node) = Node::new()? else { return Ok(()) };
+    node.leases(&borrowed(&peers(&[3])))?;
+    node.start()?;
+    node.net.cmd("ip link add cni0 type bridge").ok()?;
+    node.net.cmd("ip address add 10.5.1.1/24 dev cni0").ok()?;
+    node.net.cmd("ip link set cni0 up").ok()?;
+    let leases: serde_json::Map<_, _> = peers(&[1, 3]).into_iter().collect();
+    let text = json!({"config": {"Network": "10.5.0.0/16"}, "own": "10.5.2.0-24", "leases": leases});
+    node.dir.write("leases.json", text.to_string())?;
+    node.shows("ip -4 address show dev flannel.1", "inet 10.5.2.0/32", PATIENCE)?;
+    node.shows("ip -4 address show dev flannel.1", "!10.5.1.0/32", PATIENCE)?;
+    node.shows(
+        "nft list table ip weft-flannel.1",
+        "ip saddr 10.5.2.0/24 ip daddr 10.5.0.0/16 return",
+        PATIENCE,
+    )?;
+    let env = eventually(PATIENCE, || {
+        fs::read_to_string(node.subnet_file()).ok().filter(|env| env.contains("FLANNEL_SUBNET=10.5.2.1/24"))
+    });
+    env.with_context(|| node.log())?;
+    node.shows(ROUTES, "10.5.3.0/24", PATIENCE)?;
+    assert!(!node.shown(ROUTES)?.contains("10.5.1.0/24"), "the old subnet leads away from its pods");
+    assert!(node.shown("ip -4 address show dev cni0")?.contains("10.5.1.1/24"));
+    let skipped = node.status()?["skipped"].to_string();
+    assert!(skipped.contains("it overlaps address 10.5.1.1/24 of cni0 of this host"), "{skipped}");
+    Ok(())
+}
+
 /// A change of the file reaches the kernel, and takes nothing else along.
 #[test]
 fn peers_come_move_and_go() -> Result<()> {

@@ -293,10 +293,11 @@ fn own_leases<'a>(
         let others = holders.clone().any(|id| id != me.identity);
         if holders.any(|id| id == me.identity) {
             Some((0, Reason::OwnByIdentity))
+        } else if device.is_some() && lease.mac == device {
+            // No two devices have one address: a record of another identity is our own older one.
+            Some((1, Reason::OwnByDevice))
         } else if others {
             None
-        } else if device.is_some() && lease.mac == device {
-            Some((1, Reason::OwnByDevice))
         } else if lease.public_ip == Some(me.public_ip) {
             Some((2, Reason::OwnByPublicIp))
         } else {
@@ -435,6 +436,7 @@ mod tests {
         let with_device =
             NodeFacts { vteps: vec![(Vni::try_from(1).unwrap(), Mac([2, 0, 0, 0, 0, 9]))], ..facts() };
         check(&old_ip, &[], &with_device, by_device);
+        check(&old_ip, &[(2, "10.5.3.0/24", "192.0.2.77")], &with_device, by_device);
     }
 
     #[test]
