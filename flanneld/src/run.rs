@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -38,6 +39,11 @@ use crate::{
 const SLOW: Duration = Duration::from_secs(60);
 /// How often settings are looked at, which send no events.
 const SETTINGS: Duration = Duration::from_secs(5);
+/// Passes within a second that change something, before each further one waits a moment: somebody undoes
+/// what we do as soon as it is done.
+const MANY_PASSES: u32 = 20;
+/// That moment.
+const MOMENT: Duration = Duration::from_millis(50);
 /// Events about this host's addresses and routes come in bursts.
 const BURST: Duration = Duration::from_millis(100);
 
@@ -89,6 +95,8 @@ struct Hold {
     firewall: Firewall,
     /// What the kernel acknowledged.
     shadow: Option<Overlay>,
+    /// The last pass changed something.
+    changed: bool,
     /// The shadow may differ from what is there: read all again.
     unsure: bool,
     _lock: DeviceLock,
@@ -155,6 +163,7 @@ impl Loop {
     /// See [`Fatal`].
     pub fn run(mut self) -> Result<(), Fatal> {
         let start = Instant::now();
+        let mut pace = Pace { since: start, passes: 0 };
         let mut clock = Clock { everything: start, settings: start, retry: None, host: Some(start) };
         loop {
             let mut pending = self.links.inbox.take(clock.next());
@@ -179,6 +188,9 @@ impl Loop {
                 self.look_at_host();
             }
             let done = self.pass(&pending)?;
+            if self.hold.as_ref().is_some_and(|hold| hold.changed) && pace.is_too_fast(now) {
+                thread::sleep(MOMENT);
+            }
             let failed = !done || self.facts.is_none();
             clock.retry = failed.then(|| now + self.backoff.wait());
             if self.facts.is_none() {
@@ -232,7 +244,8 @@ impl Loop {
                 let kernel = LinuxKernel::open(scope).map_err(Fatal::Netlink)?;
                 let firewall = Firewall::open(firewall::wishes(&self.settings)).map_err(Fatal::Netlink)?;
                 self.links.nft_port.store(firewall.port(), Ordering::Relaxed);
-                self.hold = Some(Hold { kernel, firewall, shadow: None, unsure: true, _lock: lock });
+                self.hold =
+                    Some(Hold { kernel, firewall, shadow: None, unsure: true, changed: false, _lock: lock });
             }
         }
         if let Some(hold) = &mut self.hold {
@@ -323,6 +336,24 @@ impl Loop {
     }
 }
 
+/// How often something is changed.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    since: Instant,
+    passes: u32,
+}
+
+impl Pace {
+    /// Counts a pass. Whether there were too many within the last second.
+    fn is_too_fast(&mut self, now: Instant) -> bool {
+        if now.duration_since(self.since) > Duration::from_secs(1) {
+            *self = Self { since: now, passes: 0 };
+        }
+        self.passes += 1;
+        self.passes > MANY_PASSES
+    }
+}
+
 /// What is wrong, said once when it changes.
 #[derive(Debug, Default)]
 struct Trouble(OnChange);
@@ -379,6 +410,7 @@ impl Hold {
 
     /// Carries out what is missing on our device and among routes.
     fn reconcile(&mut self, want: &Overlay) -> Result<Vec<String>, KernelError> {
+        self.changed = false;
         let mut failures = Vec::new();
         let mut have = match self.shadow.take() {
             Some(have) if !self.unsure => have,
@@ -407,6 +439,7 @@ impl Hold {
                 }
             }
         }
+        self.changed = done > 0;
         if let Some(first) = plan.first().filter(|_| done > 0) {
             tracing::info!(done, failed = failures.len(), %first, "overlay changed");
         }
