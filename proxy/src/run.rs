@@ -8,7 +8,10 @@ use std::{
         linux::net::SocketAddrExt,
         unix::net::{SocketAddr, UnixListener},
     },
-    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, RecvTimeoutError},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -18,13 +21,13 @@ use daemon::{Backoff, OnChange, Random};
 use netmodel::{NodeName, Subnet};
 use proxy_core::{
     adopt::Found,
-    catalog::Catalog,
+    catalog::{Catalog, Objects},
     delta,
     flows::Scope,
     state::State,
     tables::{Config, Front, NodePorts},
 };
-use ruleset::{Family, Transaction};
+use ruleset::{Family, Observed, Transaction};
 
 use crate::{
     flags::{NodePortAddresses, Settings},
@@ -97,6 +100,8 @@ pub struct Runner {
     settings: Settings,
     node: NodeName,
     source: FileSource,
+    /// What an earlier run left of what the source could not tell yet.
+    inherited: Objects,
     catalog: Catalog,
     state: State,
     machine: Machine,
@@ -147,6 +152,7 @@ impl Runner {
             settings,
             node,
             source,
+            inherited: Objects::new(),
             catalog,
             state: State::new(config),
             machine,
@@ -167,14 +173,15 @@ impl Runner {
         })
     }
 
-    /// The ruleset as text, as it would be made where there is none.
+    /// The ruleset as text. Loaded by `nft -f`, it takes the place of what is there.
     ///
     /// # Errors
     /// There are no manifests.
     pub fn plan(mut self) -> anyhow::Result<String> {
         anyhow::ensure!(self.source.was_seen(), "there are no manifests to plan for");
         self.state.sync_with(&mut self.catalog, &mut Found::default(), Duration::ZERO);
-        Ok(self.state.table().to_string())
+        let (family, name) = (self.state.config().family, Config::table_name());
+        Ok(format!("table {family} {name}\ndelete table {family} {name}\n\n{}", self.state.table()))
     }
 
     /// Waits until the manifests are there: before that, an empty set of Services would be a guess that costs
@@ -308,6 +315,20 @@ impl Runner {
         }
         if !touched.is_empty() {
             self.catalog.replace(&self.source.objects());
+            self.inherit();
+        }
+    }
+
+    /// Manifests that can't be read after a restart must not cost what they stood for: until all could be read,
+    /// what is in the kernel for Services that nobody tells about stays.
+    fn inherit(&mut self) {
+        if self.source.is_complete() {
+            self.inherited.clear();
+        }
+        let catalog = &self.catalog;
+        self.inherited.retain(|key, _| !catalog.knows(key));
+        for (key, object) in &self.inherited {
+            self.catalog.set(key.clone(), Some(Arc::clone(object)));
         }
     }
 
@@ -317,9 +338,10 @@ impl Runner {
             self.machine = self.kernel.machine()?;
             self.machine_moved = false;
         }
-        let own = self.own_addresses();
         let had_state = self.adopted;
-        let transactions = self.transactions(&own)?;
+        let have = self.read_back()?;
+        let own = self.own_addresses();
+        let transactions = self.transactions(have, &own);
         self.kernel.commit(&transactions)?;
         if self.unknown {
             self.unknown = false;
@@ -332,22 +354,37 @@ impl Runner {
         Ok(Done { transactions: transactions.len(), flows, routes, restarted: self.restarted && !had_state })
     }
 
-    /// What has to change in the table: by what changed, or, where that is not known, by reading it back.
-    fn transactions(&mut self, own: &BTreeSet<IpAddr>) -> Result<Vec<Transaction>, linux::Error> {
-        let have = if self.unknown { Some(self.kernel.table()?) } else { None };
-        let now = self.started.elapsed();
-        if let (Some(have), false) = (&have, self.adopted) {
+    /// The table, where what it holds is not known. At the first time, what it holds is taken over.
+    fn read_back(&mut self) -> Result<Option<Option<Observed>>, linux::Error> {
+        if !self.unknown {
+            return Ok(None);
+        }
+        let have = self.kernel.table()?;
+        if !self.adopted {
             let mut found = have.as_ref().map(Found::read).unwrap_or_default();
-            self.state.sync_with(&mut self.catalog, &mut found, now);
+            if !self.source.is_complete() {
+                self.inherited = found.unknown_to(&self.catalog, &self.node);
+                if !self.inherited.is_empty() {
+                    let objects = self.inherited.len();
+                    tracing::warn!(objects, "what an earlier run left stays until all manifests can be read");
+                }
+                self.inherit();
+            }
+            self.state.sync_with(&mut self.catalog, &mut found, self.started.elapsed());
             (self.adopted, self.restarted) = (true, have.is_some());
         }
-        let mut changes = self.state.sync(&mut self.catalog, now);
+        Ok(Some(have))
+    }
+
+    /// What has to change in the table: the difference to what was read back, or else what changed.
+    fn transactions(&mut self, have: Option<Option<Observed>>, own: &BTreeSet<IpAddr>) -> Vec<Transaction> {
+        let mut changes = self.state.sync(&mut self.catalog, self.started.elapsed());
         if let NodePorts::At(addresses) = node::node_ports(&self.settings, &self.machine, own) {
             self.state.set_node_addresses(addresses, &mut changes);
         }
         match have {
-            Some(have) => Ok(delta::transactions(&self.state.table(), have.as_ref())),
-            None => Ok(changes.into_transactions(self.state.config())),
+            Some(have) => delta::transactions(&self.state.table(), have.as_ref()),
+            None => changes.into_transactions(self.state.config()),
         }
     }
 

@@ -4,13 +4,18 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
-use netmodel::{Port, Protocol};
+use netmodel::{NodeName, Port, Protocol};
 use ruleset::{Data, Element, Key, Observed, Value, Verdict};
 
 use crate::{
+    catalog::{Catalog, Objects},
+    endpoints::{Endpoint, Part, Slice, SlicePort, State},
     ids::{CLASS_BITS, Class},
+    object::{Key as ObjectKey, Kind, Object, ObjectName},
+    services::{Service, ServicePort},
     tables::{Front, SetName},
 };
 
@@ -22,6 +27,11 @@ pub struct Found {
     fronts: BTreeSet<Front>,
     rows: BTreeMap<u32, Vec<(SocketAddr, bool)>>,
     classes: Vec<(Class, u32)>,
+    /// All front ends, those without endpoints too, by what their comments say they belong to.
+    labelled: BTreeMap<ObjectName, Vec<(Box<str>, Front)>>,
+    /// The addresses of endpoints that may run on this node.
+    here: BTreeSet<IpAddr>,
+    node_addresses: BTreeSet<IpAddr>,
 }
 
 impl Found {
@@ -38,6 +48,7 @@ impl Found {
         }
         found.fronts = found.ids.keys().copied().collect();
         found.rows = read_rows(table);
+        found.read_names(table);
         for (key, element) in elements(table, SetName::Classes) {
             if let (Some(number), Data::Verdict(Verdict::Goto(chain))) =
                 (key.first().as_number(), &element.data)
@@ -65,6 +76,74 @@ impl Found {
         self.ids.values().chain(self.rows.keys()).copied().collect()
     }
 
+    /// What is known here and not to `catalog`, as the objects that would lead to it: Services, the endpoints of
+    /// Services that have none there, and the addresses of `node`. Where manifests can't be read after a restart,
+    /// these stand in for them.
+    #[must_use]
+    pub fn unknown_to(&self, catalog: &Catalog, node: &NodeName) -> Objects {
+        let mut objects = Objects::new();
+        let mut add = |kind, name: ObjectName, object| {
+            objects.insert(ObjectKey { kind, name }, Arc::new(object));
+        };
+        for (name, fronts) in &self.labelled {
+            if catalog.service(name).is_none() {
+                add(Kind::Service, name.clone(), Object::Service(service(fronts)));
+            }
+            if catalog.slices(name).next().is_none() {
+                let slice = Slice { service: name.clone(), legacy: true, parts: self.parts(fronts) };
+                add(Kind::Endpoints, name.clone(), Object::Slice(slice));
+            }
+        }
+        if catalog.node(node).is_none() && !self.node_addresses.is_empty() {
+            let addresses = self.node_addresses.iter().copied().collect();
+            add(Kind::Node, ObjectName::new("", node.as_str()), Object::Node(addresses));
+        }
+        objects
+    }
+
+    /// The endpoints behind front ends of one Service.
+    fn parts(&self, fronts: &[(Box<str>, Front)]) -> Box<[Part]> {
+        let rows = |(name, front): &(Box<str>, Front)| {
+            let rows = self.ids.get(front).and_then(|id| self.rows.get(id)).map_or(&[][..], Vec::as_slice);
+            let (name, protocol) = (name.clone(), front.protocol());
+            rows.iter()
+                .filter_map(move |(row, _)| self.part(name.clone(), protocol, *row))
+                .collect::<Vec<_>>()
+        };
+        fronts.iter().flat_map(rows).collect()
+    }
+
+    fn part(&self, name: Box<str>, protocol: Protocol, row: SocketAddr) -> Option<Part> {
+        let port = Port::try_from(i64::from(row.port())).ok()?;
+        let here = self.here.contains(&row.ip());
+        let state = State { ready: true, serving: true, terminating: false, here };
+        Some(Part {
+            ports: [SlicePort { name, protocol, port }].into(),
+            endpoints: [Endpoint { address: row.ip(), state }].into(),
+        })
+    }
+
+    /// Reads what comments and sets say about who is who.
+    fn read_names(&mut self, table: &Observed) {
+        for set in [SetName::Frontends, SetName::Rejects, SetName::NodePorts, SetName::NodePortRejects] {
+            for (key, element) in elements(table, set) {
+                if let (Some(front), Some(label)) = (read_front(set, key), element.comment.as_deref())
+                    && let Some((service, port)) = read_label(label)
+                {
+                    self.labelled.entry(service).or_default().push((port.into(), front));
+                }
+            }
+        }
+        let addresses = |set| {
+            elements(table, set).filter_map(|(key, _)| match key.first().as_bytes().len() {
+                4 | 16 => read_address(key.first().as_bytes(), 0),
+                length => read_address(key.first().as_bytes(), length / 2),
+            })
+        };
+        self.here = addresses(SetName::Hairpins).map(|(address, _)| address).collect();
+        self.node_addresses = addresses(SetName::NodePortIps).map(|(address, _)| address).collect();
+    }
+
     /// Id and rows behind the first of these front ends that was there.
     pub(crate) fn take(&mut self, fronts: &[Front]) -> Option<(u32, Vec<(SocketAddr, bool)>)> {
         // All of them are taken out, the first one decides.
@@ -72,6 +151,29 @@ impl Found {
         let id = *found.first()?;
         Some((id, self.rows.remove(&id).unwrap_or_default()))
     }
+}
+
+/// The Service that would have these front ends.
+fn service(fronts: &[(Box<str>, Front)]) -> Service {
+    let mut cluster_ips = BTreeSet::new();
+    let mut ports = Vec::new();
+    for (name, front) in fronts {
+        let Front::Cluster(address, protocol, port) = *front else { continue };
+        cluster_ips.insert(address);
+        let node_port = fronts.iter().find_map(|(other, front)| match front {
+            Front::Node(p, node_port) if *p == protocol && other == name => Some(*node_port),
+            _ => None,
+        });
+        ports.push(ServicePort { name: name.clone(), protocol, port, node_port });
+    }
+    Service { cluster_ips: cluster_ips.into_iter().collect(), ports: ports.into() }
+}
+
+/// `namespace/name` or `namespace/name:port`, as [`crate::ports::label`] writes it.
+fn read_label(label: &str) -> Option<(ObjectName, &str)> {
+    let (service, port) = label.split_once(':').unwrap_or((label, ""));
+    let (namespace, name) = service.split_once('/')?;
+    Some((ObjectName::new(namespace, name), port))
 }
 
 fn elements(table: &Observed, set: SetName) -> impl Iterator<Item = (&Key, &Element)> {
@@ -102,7 +204,7 @@ fn read_rows(table: &Observed) -> BTreeMap<u32, Vec<(SocketAddr, bool)>> {
 
 fn read_front(set: SetName, key: &Key) -> Option<Front> {
     let bytes = key.first().as_bytes();
-    if set == SetName::NodePorts {
+    if matches!(set, SetName::NodePorts | SetName::NodePortRejects) {
         return Some(Front::Node(read_protocol(bytes)?, read_port(bytes.get(4..)?)?));
     }
     let (address, rest) = read_address(bytes, 8)?;

@@ -14,10 +14,13 @@ use crate::{
     services::Service,
 };
 
+/// Objects by what they are known by.
+pub type Objects = BTreeMap<Key, Arc<Object>>;
+
 /// All objects of a source.
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
-    objects: BTreeMap<Key, Arc<Object>>,
+    objects: Objects,
     slices_of: BTreeMap<ObjectName, BTreeSet<Key>>,
     changed: BTreeSet<ObjectName>,
 }
@@ -51,7 +54,7 @@ impl Catalog {
     }
 
     /// Makes `objects` the whole content. What is the very same allocation as before costs one comparison.
-    pub fn replace(&mut self, objects: &BTreeMap<Key, Arc<Object>>) {
+    pub fn replace(&mut self, objects: &Objects) {
         let gone: Vec<_> = self.objects.keys().filter(|key| !objects.contains_key(key)).cloned().collect();
         for key in gone {
             self.set(key, None);
@@ -88,6 +91,13 @@ impl Catalog {
             _ => None,
         });
         slices.filter(move |slice| slice.legacy == legacy)
+    }
+
+    /// There is such an object, or, for Endpoints, EndpointSlices that count in their place.
+    #[must_use]
+    pub fn knows(&self, key: &Key) -> bool {
+        let replaced = || key.kind == Kind::Endpoints && self.slices(&key.name).next().is_some();
+        self.objects.contains_key(key) || replaced()
     }
 
     /// The internal addresses of a Node; `None` where there is no such Node.

@@ -12,10 +12,10 @@ use crate::tables::{Config, SetName};
 /// The step in which a change is made; steps are made in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
-    /// What will be pointed at: chains, classes, rows, hairpins.
+    /// What will be pointed at: chains, classes, rows.
     Grow,
     /// What points: front ends, with what stands for them while they have no endpoint; rows whose endpoint
-    /// is another one now.
+    /// is another one now; hairpins, which count once something leads to their row.
     Switch,
     /// What nothing points at any more: rows, classes, front ends' refusals.
     Shrink,
@@ -55,7 +55,7 @@ impl Change {
 /// When an element that was not there is added.
 const fn added(set: SetName) -> Step {
     match set {
-        SetName::Classes | SetName::Endpoints | SetName::Hairpins | SetName::PodRanges => Step::Grow,
+        SetName::Classes | SetName::Endpoints | SetName::PodRanges => Step::Grow,
         _ => Step::Switch,
     }
 }

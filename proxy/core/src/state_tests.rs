@@ -209,6 +209,39 @@ fn from_and_to_zero_endpoints_never_leave_a_gap() {
 }
 
 #[test]
+fn an_endpoint_that_is_replaced_on_this_node_costs_two_transactions() {
+    let mut world = World::new(&[service("web", "10.96.0.1", None, &[3, 1])]);
+    assert_eq!(
+        world.change(&[service("web", "10.96.0.1", None, &[6, 1])], at(1)),
+        ["-2 endpoints +2 endpoints +1 hairpins", "-1 hairpins"]
+    );
+}
+
+#[test]
+fn what_the_source_cannot_tell_after_a_restart_is_read_from_the_table() {
+    let services = [
+        service("web", "10.96.0.1", Some(30080), &[1, 2, 3]),
+        service("b", "10.96.0.2", None, &[5]),
+        service("empty", "10.96.0.3", Some(30081), &[]),
+    ];
+    let table = World::new(&services).fake.table;
+    let node = "n1".parse().unwrap();
+    for known in 0..=services.len() {
+        let mut found = Found::read(table.as_ref().unwrap());
+        let mut catalog = catalog(&services[..known]);
+        for (key, object) in found.unknown_to(&catalog, &node) {
+            assert!(!catalog.knows(&key), "{key}");
+            catalog.set(key, Some(object));
+        }
+        assert_eq!(catalog.node(&node), Some(&["192.0.2.1".parse().unwrap()][..]));
+        let mut restarted = State::new(config());
+        restarted.sync_with(&mut catalog, &mut found, at(0));
+        let steps = steps(&delta::transactions(&restarted.table(), table.as_ref()));
+        assert_eq!(steps, Vec::<String>::new(), "{known} known");
+    }
+}
+
+#[test]
 fn a_restart_with_nothing_changed_writes_nothing() {
     let services =
         [service("web", "10.96.0.1", Some(30080), &[1, 2, 4]), service("b", "10.96.0.2", None, &[5])];

@@ -18,7 +18,8 @@ use std::{
 
 use netmodel::NodeName;
 use proxy_core::{
-    object::{Key, Object, check},
+    catalog::Objects,
+    object::{Key, check},
     wire::{self, BadObject, Manifest},
 };
 
@@ -47,9 +48,6 @@ impl Touched {
 /// How long after its last change a file counts as complete, where no writer told.
 const REST: Duration = Duration::from_secs(2);
 
-/// All objects by name.
-pub type Objects = BTreeMap<Key, Arc<Object>>;
-
 /// The objects of a file or folder, as last read.
 #[derive(Debug)]
 pub struct FileSource {
@@ -60,6 +58,8 @@ pub struct FileSource {
     seen: bool,
     /// What is wrong with each file or object, by what it is about.
     troubles: BTreeMap<String, String>,
+    /// Those of them of which nothing could ever be read.
+    unread: BTreeSet<String>,
 }
 
 /// What one file held when it could last be read.
@@ -74,7 +74,14 @@ impl FileSource {
     /// A source that has read nothing yet. `node` is the node that we run on.
     #[must_use]
     pub const fn new(path: PathBuf, node: NodeName) -> Self {
-        Self { path, node, files: BTreeMap::new(), seen: false, troubles: BTreeMap::new() }
+        Self {
+            path,
+            node,
+            files: BTreeMap::new(),
+            seen: false,
+            troubles: BTreeMap::new(),
+            unread: BTreeSet::new(),
+        }
     }
 
     /// Reads what was touched, and logs each trouble that is new or over.
@@ -87,7 +94,7 @@ impl FileSource {
                 self.files.remove(&path);
                 self.forget_troubles(&path.display().to_string());
             }
-            self.troubles.remove(&self.path.display().to_string());
+            self.forget_trouble(&self.path.display().to_string());
             for path in listed.iter().filter(|path| touched.includes(path)) {
                 if *touched != Touched::Sweep || is_at_rest(path) {
                     self.read_file(path);
@@ -116,6 +123,12 @@ impl FileSource {
         all.map(|(key, object)| (key.clone(), Arc::clone(object))).collect()
     }
 
+    /// All that the manifests hold was read, now or earlier.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.unread.is_empty()
+    }
+
     /// What is wrong, one line each.
     pub fn troubles(&self) -> impl Iterator<Item = String> {
         self.troubles.iter().map(|(about, trouble)| format!("{about}: {trouble}"))
@@ -132,8 +145,8 @@ impl FileSource {
         match listed {
             Ok(files) => Some(files),
             Err(error) => {
-                let kept = if self.files.is_empty() { "" } else { "; its last content stays in force" };
-                self.troubles.insert(about, format!("failed to read it: {error}{kept}"));
+                let known = !self.files.is_empty();
+                self.trouble(about, format!("failed to read it: {error}{}", kept(known)), known);
                 None
             }
         }
@@ -141,17 +154,17 @@ impl FileSource {
 
     fn read_file(&mut self, path: &Path) {
         let about = path.display().to_string();
-        let kept = if self.files.contains_key(path) { "; its last content stays in force" } else { "" };
+        let known = self.files.contains_key(path);
         let text = match fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) => {
-                self.troubles.insert(about, format!("failed to read it: {error}{kept}"));
+                self.trouble(about, format!("failed to read it: {error}{}", kept(known)), known);
                 return;
             }
         };
         let digest = digest(&text);
         if self.files.get(path).is_some_and(|content| content.digest == digest) {
-            self.troubles.remove(&about); // the file is fine again; its objects are as they were
+            self.forget_trouble(&about); // the file is fine again; its objects are as they were
             return;
         }
         match Manifest::read(&text) {
@@ -162,7 +175,7 @@ impl FileSource {
                 self.files.insert(path.to_owned(), Content { digest, objects });
             }
             Err(error) => {
-                self.troubles.insert(about, format!("{}{kept}", daemon::one_line(&error)));
+                self.trouble(about, format!("{}{}", daemon::one_line(&error), kept(known)), known);
             }
         }
     }
@@ -171,6 +184,20 @@ impl FileSource {
     fn forget_troubles(&mut self, file: &str) {
         let of_object = format!("{file}: ");
         self.troubles.retain(|about, _| about != file && !about.starts_with(&of_object));
+        self.unread.retain(|about| about != file && !about.starts_with(&of_object));
+    }
+
+    fn forget_trouble(&mut self, about: &str) {
+        self.troubles.remove(about);
+        self.unread.remove(about);
+    }
+
+    /// Notes what is wrong. `known`: what was there before stays in force.
+    fn trouble(&mut self, about: String, text: String, known: bool) {
+        if !known {
+            self.unread.insert(about.clone());
+        }
+        self.troubles.insert(about, text);
     }
 
     /// A Service that asks for more than we do is served without, but not in silence.
@@ -202,11 +229,15 @@ impl FileSource {
         for BadObject { kind, name, why } in bad {
             let before = old.iter().find(|(key, _)| key.kind.as_str() == kind && key.name.as_str() == name);
             let kept = if before.is_some() { "; it stays as it was" } else { "; it is passed over" };
-            self.troubles.insert(format!("{about}: {kind} {name}"), format!("{why}{kept}"));
+            self.trouble(format!("{about}: {kind} {name}"), format!("{why}{kept}"), before.is_some());
             objects.extend(before.map(|(key, object)| (key.clone(), Arc::clone(object))));
         }
         objects
     }
+}
+
+const fn kept(known: bool) -> &'static str {
+    if known { "; its last content stays in force" } else { "" }
 }
 
 /// Nobody has written to the file for a while.

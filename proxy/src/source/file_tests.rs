@@ -222,13 +222,29 @@ fn a_mounted_config_map_is_followed_through_its_links() {
 }
 
 #[test]
+fn a_link_to_a_file_elsewhere_is_followed() {
+    let (folder, elsewhere) = (Folder::new("link"), Folder::new("elsewhere"));
+    let target = elsewhere.write("real", &service("a", "10.96.0.1"));
+    symlink(&target, folder.0.join("a.yaml")).unwrap();
+    let mut watched = Watched::new(&folder.0);
+    assert_eq!(names(&watched.source), A);
+    elsewhere.write("draft", &service("b", "10.96.0.1"));
+    fs::rename(elsewhere.0.join("draft"), &target).unwrap();
+    watched.becomes(B, &[A]);
+    elsewhere.write("real", &service("a", "10.96.0.1"));
+    watched.becomes(A, &[B]);
+}
+
+#[test]
 fn a_folder_that_appears_later_is_read() {
     let folder = Folder::new("later");
     let path = folder.0.join("manifests");
     let mut watched = Watched::new(&path);
     assert_eq!(watched.source.troubles().count(), 1);
+    assert!(!watched.source.is_complete());
     fs::create_dir(&path).unwrap();
     std::thread::sleep(Duration::from_millis(200));
     fs::write(path.join("a.yaml"), service("a", "10.96.0.1")).unwrap();
     watched.becomes(A, &[&[]]);
+    assert!(watched.source.is_complete());
 }

@@ -1,5 +1,6 @@
 //! Bad manifests, missing privilege, and others who change our table.
 
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -28,6 +29,28 @@ fn a_broken_manifest_is_named_and_harms_nothing() -> Result<()> {
     let status = || world.command("status").ok().ok().filter(|ran| ran.stdout.contains("trouble: "));
     let (status, _) = eventually(LIMIT, status).expect("a status with a trouble");
     assert!(status.stdout.contains("default/bad: 99999 is not a port"), "{status}");
+    Ok(())
+}
+
+/// A manifest that turned bad while no proxy ran must not cost what it stood for.
+#[test]
+fn a_restart_with_broken_manifests_keeps_what_is_there() -> Result<()> {
+    let Some(mut world) = World::new("badstart", 2) else { return Ok(()) };
+    let _servers = world.tcp_servers()?;
+    let other = |pods: &[usize]| web(pods).replace("web", "other").replace("10.96.0.7", "10.96.0.8");
+    let other = |pods: &[usize]| other(pods).replace("300", "310");
+    world.write("web", &web(&[0]))?;
+    world.write("other", &other(&[0]))?;
+    world.start_usual()?;
+    assert_eq!(world.proxy().terminate(LIMIT)?, Some(0));
+    world.write("web", "apiVersion: v1\nkind: [Service\n")?;
+    world.write("other", &other(&[1]))?;
+    world.start_usual()?;
+    assert_eq!(ask(&world.pods[1], (WEB, 80))??.by, "pod0");
+    assert_eq!(ask(&world.pods[1], (Ipv4Addr::new(10, 96, 0, 8), 80))??.by, "pod1", "others are up to date");
+    world.write("web", &web(&[1]))?;
+    let moved = eventually(LIMIT, || (ask(&world.pods[1], (WEB, 80)).ok()?.ok()?.by == "pod1").then_some(()));
+    assert!(moved.is_some());
     Ok(())
 }
 

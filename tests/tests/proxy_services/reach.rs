@@ -141,7 +141,7 @@ fn no_packet_leaves_with_our_scratch_as_its_priority() -> Result<()> {
 
 #[test]
 fn the_plan_is_what_nft_takes() -> Result<()> {
-    let Some(world) = World::new("plan", 2) else { return Ok(()) };
+    let Some(mut world) = World::new("plan", 2) else { return Ok(()) };
     world.write("web", &web(&[0, 1]))?;
     world.write(
         "empty",
@@ -152,6 +152,8 @@ fn the_plan_is_what_nft_takes() -> Result<()> {
     assert!(plan.contains("10.96.0.7 . tcp . 80 comment \"default/web:http\" : "), "{plan}");
     assert!(plan.contains("tcp . 31080 comment \"default/empty:http\""), "{plan}");
     assert!(!world.nft("tables")?.contains("weft-proxy"), "a plan changes nothing");
+    world.start_usual()?;
+    world.node.wrap(Cmd::new("nft -c -f -").stdin(plan)).ok()?; // in place of what is there
     Ok(())
 }
 

@@ -34,8 +34,13 @@ const HOPS: usize = 16;
 /// # Errors
 /// The kernel has no inotify to give, or no thread could be started.
 pub fn watch(path: PathBuf, tell: impl Fn(Touched) + Send + 'static) -> io::Result<()> {
-    let mut watcher =
-        Watcher { path, inotify: Inotify::init()?, folders: BTreeMap::new(), links: BTreeSet::new() };
+    let mut watcher = Watcher {
+        path,
+        inotify: Inotify::init()?,
+        folders: BTreeMap::new(),
+        links: BTreeSet::new(),
+        ends: BTreeMap::new(),
+    };
     watcher.follow();
     let run = move || {
         loop {
@@ -52,6 +57,8 @@ struct Watcher {
     folders: BTreeMap<Descriptor, PathBuf>,
     /// Names that lead to a manifest by symbolic links.
     links: BTreeSet<PathBuf>,
+    /// Where they end, and the manifest's own name.
+    ends: BTreeMap<PathBuf, PathBuf>,
 }
 
 /// A watch descriptor, which has no order of its own.
@@ -61,6 +68,7 @@ impl Watcher {
     /// Watches every folder that has a part in what the manifests are. What is watched already stays watched.
     fn follow(&mut self) {
         self.links.clear();
+        self.ends.clear();
         let mut folders = BTreeSet::new();
         let is_folder = fs::metadata(&self.path).is_ok_and(|meta| meta.is_dir());
         let mut names: BTreeSet<PathBuf> = [self.path.clone()].into();
@@ -87,12 +95,16 @@ impl Watcher {
     }
 
     /// The folder of `name`, and, where it is a link, of all that it leads to.
-    fn follow_links(&mut self, mut name: PathBuf, folders: &mut BTreeSet<PathBuf>) {
+    fn follow_links(&mut self, manifest: PathBuf, folders: &mut BTreeSet<PathBuf>) {
+        let mut name = manifest.clone();
         for _ in 0..HOPS {
             let parent = name.parent().filter(|parent| !parent.as_os_str().is_empty());
             let parent = parent.unwrap_or(Path::new(".")).to_owned();
             let Ok(target) = fs::read_link(&name) else {
                 folders.insert(parent);
+                if name != manifest {
+                    self.ends.insert(name, manifest);
+                }
                 return;
             };
             let next = parent.join(target);
@@ -170,6 +182,9 @@ impl Watcher {
         }
         let Some(name) = name else { return Judged::Nothing };
         let path = folder.join(name);
+        if let Some(manifest) = self.ends.get(&path) {
+            return judge_file(manifest.clone(), &path, mask);
+        }
         if self.links.contains(&path)
             || name.as_encoded_bytes().starts_with(b"..")
             || mask.contains(EventMask::ISDIR)
@@ -181,16 +196,21 @@ impl Watcher {
         if path != self.path && folder != self.path && !self.path.is_dir() {
             return if self.links.is_empty() { Judged::Nothing } else { Judged::All };
         }
-        if mask.intersects(EventMask::DELETE | EventMask::MOVED_FROM) {
-            return Judged::Gone(path);
-        }
-        if mask.contains(EventMask::CREATE) {
-            // A new file is told when its writer closes it; a link is complete at once.
-            let complete = fs::symlink_metadata(&path).is_ok_and(|meta| !meta.is_file() || meta.nlink() > 1);
-            return if complete { Judged::Written(path) } else { Judged::Nothing };
-        }
-        Judged::Written(path)
+        judge_file(path.clone(), &path, mask)
     }
+}
+
+/// What happened to the file of a manifest.
+fn judge_file(manifest: PathBuf, file: &Path, mask: EventMask) -> Judged {
+    if mask.intersects(EventMask::DELETE | EventMask::MOVED_FROM) {
+        return Judged::Gone(manifest);
+    }
+    if mask.contains(EventMask::CREATE) {
+        // A new file is told when its writer closes it; a link is complete at once.
+        let complete = fs::symlink_metadata(file).is_ok_and(|meta| !meta.is_file() || meta.nlink() > 1);
+        return if complete { Judged::Written(manifest) } else { Judged::Nothing };
+    }
+    Judged::Written(manifest)
 }
 
 /// What an event means to us.
