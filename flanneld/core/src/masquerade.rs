@@ -2,7 +2,9 @@
 //! or to pods is accepted.
 
 use netmodel::{IfName, Subnet, TABLE_PREFIX};
-use ruleset::{Chain, ChainType, Expr, Family, Field, Hook, PortChoice, Rule, Statement, Table};
+use ruleset::{
+    Chain, ChainType, Expr, FIB_LOCAL, Family, Field, Hook, PortChoice, Rule, Statement, Table, Value,
+};
 
 /// The mark with which Kubernetes' service proxies ask for masquerading; they do it themselves.
 const PROXY_MARK: u32 = 0x4000;
@@ -35,7 +37,7 @@ pub fn table(device: &IfName, own: Subnet, network: Subnet, wishes: Wishes) -> O
     let mut table = Table::new(Family::Ip, table_name(device));
     if wishes.masquerade {
         let ports = if wishes.at_random { PortChoice::FullyRandom } else { PortChoice::Keep };
-        let rules = postrouting(own, network, ports);
+        let rules = postrouting(device, own, network, ports);
         table.chain("postrouting", Chain::base(ChainType::Nat, Hook::Postrouting, SRCNAT, rules));
     }
     if wishes.forward {
@@ -45,16 +47,26 @@ pub fn table(device: &IfName, own: Subnet, network: Subnet, wishes: Wishes) -> O
     (!table.chains.is_empty()).then_some(table)
 }
 
-/// Which packets get the node's address, as flannel decides with iptables.
-fn postrouting(own: Subnet, network: Subnet, ports: PortChoice) -> Vec<Rule> {
+/// Which packets get the node's address, as flannel decides with iptables. But what a host sends from an
+/// address of its own inside the network, other than to pods, stays as it is: the ports of connections that
+/// are older than these rules would change under them, those of the tunnel and of etcd among them.
+fn postrouting(device: &IfName, own: Subnet, network: Subnet, ports: PortChoice) -> Vec<Rule> {
     let (from, to) = (Field::IpSaddr, Field::IpDaddr);
-    let marked = |mark: u32| Expr::is(Field::MetaMark.and(mark), ruleset::Value::number(mark));
+    let marked = |mark: u32| Expr::is(Field::MetaMark.and(mark), Value::number(mark));
     vec![
         Rule::new([marked(PROXY_MARK), Statement::RETURN]).comment("weft: the service proxy masquerades it"),
         Rule::new([from.within(own), to.within(network), Statement::RETURN]).comment("weft: pod to pod"),
         Rule::new([from.within(network), to.within(own), Statement::RETURN]).comment("weft: pod to pod"),
         Rule::new([from.not_within(network), to.within(own), Statement::RETURN])
             .comment("weft: local pods see the client's address"),
+        Rule::new([
+            from.within(network),
+            from.not_within(own),
+            Field::FibSaddrType.is(Value::number(FIB_LOCAL)),
+            Field::Oifname.is_not(Value::interface(device)),
+            Statement::RETURN,
+        ])
+        .comment("weft: a host inside the network is no pod"),
         Rule::new(
             [from.within(network)].into_iter().chain(not_multicast()).chain([Statement::Masquerade(ports)]),
         )
@@ -90,6 +102,33 @@ mod tests {
     fn the_rules_are_flannels() {
         let all = Wishes { masquerade: true, at_random: true, forward: true };
         assert_eq!(text(all).unwrap(), include_str!("../tests/golden/weft-flannel.1.nft").trim_end());
+    }
+
+    #[test]
+    fn connections_of_a_host_inside_the_network_keep_their_ports() {
+        use netmodel::Protocol;
+        use ruleset::trace::{Masqueraded, Outcome, Packet, Tracer};
+
+        let all = Wishes { masquerade: true, at_random: true, forward: true };
+        let subnet = |text: &str| text.parse().unwrap();
+        let device: IfName = "flannel.1".parse().unwrap();
+        let table = table(&device, subnet("10.5.1.0/24"), subnet("10.5.0.0/16"), all).unwrap();
+        let host = "10.5.200.11:40000";
+        let cases = [
+            (host, "192.0.2.9:2379", "eth0", false),
+            (host, "10.5.200.12:8472", "eth0", false),
+            (host, "10.5.2.7:80", "flannel.1", true),
+            ("10.5.1.7:40000", "192.0.2.9:80", "eth0", true),
+            ("10.5.1.7:40000", "10.5.200.12:80", "eth0", false),
+        ];
+        for (from, to, through, masqueraded) in cases {
+            let local = ["10.5.200.11".parse().unwrap(), "10.5.1.1".parse().unwrap()];
+            let (from, to) = (from.parse().unwrap(), to.parse().unwrap());
+            let leaves_on = Some(through.parse().unwrap());
+            let packet = Packet { leaves_on, ..Packet::sent(from, to, Protocol::Tcp) };
+            let outcome = Tracer::new(&table, &local, |_| 0).trace(&packet);
+            assert_eq!(outcome, Outcome::Reaches(to, Masqueraded(masqueraded)), "{from} to {to}");
+        }
     }
 
     #[test]
