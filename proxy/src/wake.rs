@@ -2,10 +2,7 @@
 
 use std::{io, sync::mpsc::Sender, thread};
 
-use linux::{
-    netlink::{Connection, Message, Protocol},
-    nft,
-};
+use linux::{netlink::MachineEvents, nft};
 use proxy_core::tables::Config;
 use ruleset::Family;
 
@@ -23,11 +20,6 @@ pub enum Wake {
     /// The process was asked to end.
     Stop,
 }
-
-/// rtnetlink's groups of IPv4 addresses and routes (`RTNLGRP_...`), and of links.
-const GROUPS: [u32; 3] = [1, 5, 7];
-/// `RTM_NEWROUTE` and `RTM_DELROUTE`.
-const ROUTE_EVENTS: [u16; 2] = [24, 25];
 
 /// Wakes the loop when somebody but the connection `own` changes our table.
 ///
@@ -56,29 +48,16 @@ pub fn table_events(own: u32, wake: Sender<Wake>) -> anyhow::Result<()> {
 /// # Errors
 /// No descriptor is free, or no thread could be started.
 pub fn machine_events(wake: Sender<Wake>) -> anyhow::Result<()> {
-    let mut connection = Connection::open(Protocol::Route)?;
-    for group in GROUPS {
-        connection.join(group)?;
-    }
+    let mut events = MachineEvents::open()?;
     start("machine-events", move || {
         loop {
-            let mut matters = false;
-            let waited = connection.events(None, |event| matters |= concerns_us(&event));
-            if (matters || waited.is_err()) && wake.send(Wake::Machine).is_err() {
+            // Lost events: what happened is read from the kernel.
+            let matters = events.wait(None).unwrap_or(true);
+            if matters && wake.send(Wake::Machine).is_err() {
                 return;
             }
         }
     })
-}
-
-/// Routes to other pods come and go; only the default one and ours matter here.
-fn concerns_us(event: &Message<'_>) -> bool {
-    if !ROUTE_EVENTS.contains(&event.kind) {
-        return true;
-    }
-    // struct rtmsg: family, length of the destination's prefix, ..., protocol at byte 5.
-    let (length, protocol) = (event.payload.get(1), event.payload.get(5));
-    length == Some(&0) || protocol == Some(&netmodel::ROUTE_PROTOCOL)
 }
 
 /// Wakes the loop when SIGTERM or SIGINT asks the process to end.

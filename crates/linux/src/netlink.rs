@@ -8,6 +8,7 @@
 //! A request that fails does not stop those behind it. The window is sized so that even if every request
 //! fails, the answers fit into the receive buffer.
 
+mod machine_events;
 mod message;
 mod route_socket;
 
@@ -28,7 +29,7 @@ use rustix::{
 };
 
 use self::message::{Meaning, append, messages};
-pub use self::{message::Message, route_socket::RouteSocket};
+pub use self::{machine_events::MachineEvents, message::Message, route_socket::RouteSocket};
 use crate::{
     Cause, Error,
     netns::Netns,
