@@ -46,8 +46,11 @@ impl Server {
     pub(crate) fn start_tls(dir: TempDir, client_auth: bool) -> Result<Self> {
         let mut server = Self::prepare(dir, "https", 1);
         let at = |name: &str| server.dir.path().join(name).display().to_string();
-        server.extra =
-            vec![format!("--cert-file={}", at("server.pem")), format!("--key-file={}", at("server.key"))];
+        server.extra = vec![
+            format!("--cert-file={}", at("server.pem")),
+            format!("--key-file={}", at("server.key")),
+            "--enable-v2=true".to_owned(),
+        ];
         server.ctl_extra = vec![
             format!("--cacert={}", at("ca.pem")),
             format!("--cert={}", at("client.pem")),

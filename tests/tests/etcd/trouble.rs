@@ -205,6 +205,24 @@ fn certificates() -> Result<TempDir> {
     Ok(dir)
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_configuration_in_version_2_is_found_by_tls_too() -> Result<()> {
+    let server = Server::start_tls(certificates()?, true)?;
+    let at = |name: &str| server.dir.path().join(name).display().to_string();
+    let files = format!(
+        "--ca-file={} --cert-file={} --key-file={}",
+        at("ca.pem"),
+        at("client.pem"),
+        at("client.key")
+    );
+    let set = format!("etcdctl --endpoints={} {files} set {PREFIX}/config", server.endpoints()[0]);
+    Cmd::new(set).arg(r#"{"Network":"172.17.0.0/16"}"#).env("ETCDCTL_API", "2").ok()?;
+    let mut node = Node::start_with(&tls(&server, Some("ca.pem"), true), quick(), facts(1));
+    let problem = node.problem().await?;
+    assert!(problem.contains(r#"put /atomic.io/network/config '{"Network":"172.17.0.0/16"}'"#), "{problem}");
+    Ok(())
+}
+
 /// Settings with files in the server's folder.
 fn tls(server: &Server, ca: Option<&str>, identity: bool) -> EtcdSettings {
     let at = |name: &str| -> PathBuf { server.dir.path().join(name) };

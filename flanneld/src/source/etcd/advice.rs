@@ -1,17 +1,8 @@
 //! What to tell an operator whose etcd holds no configuration.
 
-use std::time::Duration;
+use super::version2;
+use crate::flags::EtcdSettings;
 
-use http_body_util::{BodyExt, Limited};
-use hyper::{Request, body::Bytes, client::conn::http1};
-use hyper_util::rt::TokioIo;
-use serde::Deserialize;
-use tokio::{net::TcpStream, time::timeout};
-
-/// How long the old interface may take to answer.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// Largest answer that is taken, in bytes.
-const LARGEST: usize = 1 << 20;
 /// What to write where nothing better is known.
 const EXAMPLE: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
 
@@ -19,14 +10,14 @@ const EXAMPLE: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"
 ///
 /// Many guides write the configuration with `etcdctl mk` or `etcdctl set`. That is version 2 of etcd's
 /// interface, which has keys of its own; where it answers at `endpoint`, the sentence says so.
-pub(super) async fn no_config(key: &str, endpoint: &str) -> String {
-    match timeout(PATIENCE, in_version_2(key, endpoint)).await {
-        Ok(Some(value)) => format!(
+pub(super) async fn no_config(key: &str, endpoint: &str, settings: &EtcdSettings) -> String {
+    match version2::read(key, endpoint, settings).await {
+        Some(value) => format!(
             "etcd holds no configuration at {key} (version 3 of its interface), but it does in version 2, which \
              `etcdctl mk` and `etcdctl set` write: copy it with `{}`",
             command(key, endpoint, &value)
         ),
-        _ => format!(
+        None => format!(
             "etcd holds no configuration at {key}: write it, for example with `{}`",
             command(key, endpoint, EXAMPLE)
         ),
@@ -46,42 +37,25 @@ fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// An answer of version 2: `{"action":"get","node":{"key":"/x/config","value":"..."}}`.
-#[derive(Deserialize)]
-struct Answer {
-    node: Node,
-}
-
-#[derive(Deserialize)]
-struct Node {
-    value: String,
-}
-
-/// The value of the key in version 2 of the interface. It is not asked for over TLS: clusters that have
-/// it are older than that habit.
-async fn in_version_2(key: &str, endpoint: &str) -> Option<String> {
-    let host = endpoint.strip_prefix("http://")?;
-    let stream = TcpStream::connect(host).await.ok()?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
-    let talk = tokio::spawn(connection);
-    let path = format!("/v2/keys/{}", key.trim_start_matches('/'));
-    let request = Request::get(path).header("Host", host).body(http_body_util::Empty::<Bytes>::new()).ok()?;
-    let response = sender.send_request(request).await.ok()?;
-    let found = response.status().is_success();
-    let body = Limited::new(response.into_body(), LARGEST).collect().await.ok()?.to_bytes();
-    talk.abort();
-    let answer: Answer = serde_json::from_slice(&body).ok().filter(|_| found)?;
-    Some(answer.node.value)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn settings() -> EtcdSettings {
+        EtcdSettings {
+            endpoints: Vec::new(),
+            prefix: String::new(),
+            ca_file: None,
+            identity: None,
+            user: None,
+            renew_margin: std::time::Duration::from_secs(3600),
+        }
+    }
+
     #[tokio::test]
     async fn the_sentence_names_the_key_and_the_command() {
         assert_eq!(
-            no_config("/atomic.io/network/config", "http://127.77.77.1:2").await,
+            no_config("/atomic.io/network/config", "http://127.77.77.1:2", &settings()).await,
             "etcd holds no configuration at /atomic.io/network/config: write it, for example with \
              `ETCDCTL_API=3 etcdctl --endpoints=http://127.77.77.1:2 put /atomic.io/network/config \
              '{\"Network\":\"10.244.0.0/16\",\"Backend\":{\"Type\":\"vxlan\"}}'`"

@@ -26,7 +26,7 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// A member that fails again and again is asked at least this often while others answer.
 const LONGEST_REST: Duration = Duration::from_secs(30);
 /// Where systems keep the certificates of the public authorities: Debian, Fedora, openSUSE, Alpine.
-const SYSTEM_AUTHORITIES: &[&str] = &[
+pub(super) const SYSTEM_AUTHORITIES: &[&str] = &[
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/ca-bundle.pem",
@@ -71,6 +71,11 @@ impl Connection {
     /// The URL of the member that answered last.
     pub(super) fn endpoint(&self) -> &str {
         self.members.get(self.current).map_or("", |member| &member.url)
+    }
+
+    /// How the cluster is reached.
+    pub(super) fn settings(&self) -> &EtcdSettings {
+        &self.settings
     }
 
     /// Does `work` on the first member that answers, each one at most once.

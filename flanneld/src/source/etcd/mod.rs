@@ -22,6 +22,7 @@ mod former;
 mod held;
 mod holding;
 mod store;
+mod version2;
 
 use std::{convert::Infallible, net::Ipv4Addr, sync::Arc, time::Duration};
 
@@ -214,7 +215,7 @@ impl Session {
         }
         let key = self.store.keys.config();
         let Some(text) = self.snapshot.config.clone() else {
-            return Err(End::Missing(advice::no_config(&key, self.store.endpoint()).await));
+            return Err(End::Missing(self.store.no_config().await));
         };
         let config =
             Config::parse(&text).map_err(|error| End::Missing(format!("{error} (at {key} in etcd)")))?;
@@ -379,7 +380,7 @@ pub(super) async fn look(settings: EtcdSettings, facts: &NodeFacts) -> Result<As
     let mut store = Store::new(Connection::new(settings.clone()), &settings.prefix);
     let snapshot = store.list().await.map_err(|failure| failure.to_string())?;
     let key = store.keys.config();
-    let Some(text) = &snapshot.config else { return Err(advice::no_config(&key, store.endpoint()).await) };
+    let Some(text) = &snapshot.config else { return Err(store.no_config().await) };
     let config = Config::parse(text).map_err(|error| format!("{error} (at {key} in etcd)"))?;
     let leases: Vec<RawLease> = snapshot.leases.values().cloned().collect();
     let known = Known { leases: &leases, records: &snapshot.records };

@@ -25,7 +25,7 @@ use overlay_core::{
     wire::{self, NodeRecord},
 };
 
-use super::{connection::Connection, failure::Failure};
+use super::{advice, connection::Connection, failure::Failure};
 
 /// Largest answer that is taken, in bytes: 16 times the 65,536 leases of a /8.
 const LARGEST_ANSWER: usize = 256 << 20;
@@ -158,6 +158,11 @@ impl Store {
     /// The URL of the member that answered last.
     pub(super) fn endpoint(&self) -> &str {
         self.etcd.endpoint()
+    }
+
+    /// What to tell an operator who has to write the configuration.
+    pub(super) async fn no_config(&self) -> String {
+        advice::no_config(&self.keys.config(), self.endpoint(), self.etcd.settings()).await
     }
 
     /// All keys.
