@@ -128,6 +128,30 @@ async fn an_emptied_store_gets_the_same_leases_again_before_any_newcomer() -> Re
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_emptied_store_is_known_by_its_mark_and_peers_stay_until_they_are_back() -> Result<()> {
+    let mut server = Server::start(1)?;
+    server.put_config()?;
+    let (mut stays, mut late) = (Node::start(&server, 1), Node::start(&server, 2));
+    let before = stays.leased().await?.own.subnet;
+    let theirs = late.leased().await?.own.subnet;
+    stays.knows(2).await?;
+    server.empty();
+    stays.until("away", away).await?;
+    drop(late);
+    // The new store's revisions are past the old one's before anybody sees it.
+    server.launch_elsewhere(|moved| {
+        (0..30).try_for_each(|n| moved.put("elsewhere", &n.to_string()))?;
+        moved.put_config()
+    })?;
+    server.launch()?;
+    let back = stays.leased().await?;
+    assert_eq!(back.own.subnet, before);
+    assert!(back.leases.iter().any(|lease| lease.key == key(theirs)), "{:?}", back.leases);
+    assert_eq!(server.list("subnets")?.len(), 1, "the peer's lease is the peer's to write");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lease_that_ended_while_etcd_was_out_of_reach_is_not_taken_from_its_new_owner() -> Result<()> {
     let mut server = Server::start(1)?;
     server.put_config()?;

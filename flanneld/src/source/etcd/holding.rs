@@ -112,10 +112,10 @@ impl Session {
 
     /// Sees to it that the store has Weft's mark. Whether something has changed.
     async fn must_settle(&mut self) -> Result<bool, End> {
-        if self.snapshot.known {
+        if self.snapshot.mark.is_some() {
             return Ok(false);
         }
-        let snapshot = self.store.mark(seconds(self.times.settle)).await?;
+        let snapshot = self.store.mark(self.random.bits(), seconds(self.times.settle)).await?;
         self.learn(snapshot);
         Ok(true)
     }

@@ -181,22 +181,24 @@ impl Session {
     /// Makes `snapshot` and `seen` fit for a watch: a look at our own key tells whether this is the history
     /// that we know; if not, all is read anew.
     async fn refresh(&mut self) -> Result<(), End> {
-        if let (true, Some(held)) = (self.is_current, &self.held) {
-            let (revision, cluster, lease) = self.store.look(&held.key).await?;
-            let same = cluster == self.snapshot.cluster && revision >= self.seen;
-            if same && lease.is_some_and(|lease| lease.modified == held.modified) {
+        let mut same = true;
+        let held =
+            self.held.as_ref().filter(|_| self.is_current).map(|held| (held.key.clone(), held.modified));
+        if let Some((key, modified)) = &held {
+            let (revision, cluster, lease) = self.store.look(key).await?;
+            same = cluster == self.snapshot.cluster && revision >= self.seen;
+            if same && lease.is_some_and(|lease| lease.modified == *modified) {
                 return Ok(());
-            }
-            if !same {
-                tracing::warn!(
-                    revision,
-                    before = self.seen,
-                    "etcd is not the store that it was; reading it anew"
-                );
-                self.former.remember(&self.snapshot.leases, &held.key);
             }
         }
         let snapshot = self.store.list().await?;
+        // A new store whose revisions have overtaken the old one's has another mark, or none.
+        same &= self.snapshot.mark.is_none() || self.snapshot.mark == snapshot.mark;
+        if let (false, Some((key, _))) = (same, &held) {
+            let (revision, before) = (snapshot.revision, self.seen);
+            tracing::warn!(revision, before, "etcd is not the store that it was; reading it anew");
+            self.former.remember(&self.snapshot.leases, key);
+        }
         self.learn(snapshot);
         Ok(())
     }

@@ -4,7 +4,7 @@
 //! <prefix>/config                     the network's configuration
 //! <prefix>/subnets/10.5.34.0-24       a lease
 //! <prefix>/weft/nodes/<identity>      what Weft remembers of a node
-//! <prefix>/weft/store                 there since Weft first wrote here
+//! <prefix>/weft/store                 a random number, there since Weft first wrote here
 //! <prefix>/weft/settling              there for the first seconds after that
 //! ```
 //!
@@ -83,8 +83,8 @@ pub(super) struct Snapshot {
     pub(super) leases: BTreeMap<String, RawLease>,
     /// What Weft remembers of nodes.
     pub(super) records: Vec<(NodeIdentity, NodeRecord)>,
-    /// Weft has written here before.
-    pub(super) known: bool,
+    /// The mark that Weft left when it first wrote here: no two stores have the same.
+    pub(super) mark: Option<String>,
     /// Weft wrote here for the first time a moment ago.
     pub(super) settling: bool,
 }
@@ -240,13 +240,13 @@ impl Store {
         self.transact(txn).await.map(|(_, snapshot)| snapshot)
     }
 
-    /// Leaves a mark that Weft was here, and one beside it that goes after `seconds`.
-    pub(super) async fn mark(&mut self, seconds: i64) -> Result<Snapshot, Failure> {
+    /// Leaves a mark that Weft was here, `number`, and one beside it that goes after `seconds`.
+    pub(super) async fn mark(&mut self, number: u64, seconds: i64) -> Result<Snapshot, Failure> {
         let (ttl_lease, _) = self.grant(seconds).await?;
         let absent = Compare::version(self.keys.store(), CompareOp::Equal, 0);
         let while_leased = PutOptions::new().with_lease(ttl_lease);
         let mut operations = vec![
-            TxnOp::put(self.keys.store(), "{}", None),
+            TxnOp::put(self.keys.store(), format!("{number:016x}"), None),
             TxnOp::put(self.keys.settling(), "{}", Some(while_leased)),
         ];
         operations.extend(self.read_all());
@@ -288,7 +288,7 @@ impl Store {
             TxnOp::get(self.keys.config(), None),
             TxnOp::get(self.keys.leases(), folder()),
             TxnOp::get(self.keys.records(), folder()),
-            TxnOp::get(self.keys.store(), Some(GetOptions::new().with_keys_only())),
+            TxnOp::get(self.keys.store(), None),
             TxnOp::get(self.keys.settling(), Some(GetOptions::new().with_keys_only())),
         ]
     }
@@ -316,7 +316,7 @@ impl Store {
         };
         found.leases = leases.kvs().iter().map(by_key).collect();
         found.records = records.kvs().iter().filter_map(|kv| self.node_record(kv)).collect();
-        found.known = !store.kvs().is_empty();
+        found.mark = store.kvs().first().map(|kv| text(kv.value()));
         found.settling = !settling.kvs().is_empty();
         found
     }
