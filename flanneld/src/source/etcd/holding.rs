@@ -136,7 +136,11 @@ impl Session {
 
     fn choose(&mut self, facts: &NodeFacts) -> Result<Choice, End> {
         let Some((_, config)) = &self.config else { return Err(End::Again) };
-        let leases: Vec<RawLease> = self.snapshot.leases.values().cloned().collect();
+        let present = &self.snapshot.leases;
+        let mut leases: Vec<RawLease> = present.values().cloned().collect();
+        // What peers held before the store was emptied is theirs to take again, and never ours to write.
+        let former = self.former.missing(present);
+        leases.extend(former.map(|lease| RawLease { value: String::new(), ..lease.clone() }));
         let mut records = self.snapshot.records.clone();
         let mut facts = facts.clone();
         if let Some(lost) = &self.lost {
