@@ -13,7 +13,7 @@
 //! store, so that no subnet changes hands. A node without one waits: whoever comes first to a store
 //! without Weft's mark leaves one that lasts for a few seconds ([`Times::settle`]), and as long as it is
 //! there, only holders write leases that were not there before. Meanwhile the peers that the store knew
-//! before stay peers ([`former`]), so that no packet is lost.
+//! before stay peers (module `former`), so that no packet is lost.
 
 mod advice;
 mod connection;
@@ -52,7 +52,7 @@ pub struct Times {
     /// How long a lease lasts: 24 h, flannel's number.
     pub lease: Duration,
     /// How long a node without a lease waits in a store that it finds without Weft's mark. Holders come
-    /// back within `AWAY` after etcd does.
+    /// back within a second or so after etcd does.
     pub settle: Duration,
 }
 
