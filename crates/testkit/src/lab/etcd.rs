@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 
-use crate::{Cmd, Process, Space, eventually};
+use crate::{Cmd, Process, Ran, Space, eventually};
 
 /// etcd servers on 192.168.100.1, .2 and .3 of the underlay, port 2379.
 #[derive(Debug)]
@@ -56,7 +56,7 @@ impl Etcd {
     /// # Errors
     /// When etcd does not take it.
     pub fn put(&self, underlay: &Space, key: &str, value: &str) -> Result<()> {
-        self.ctl(underlay, &format!("put {key}")).arg(value).ok().map(drop)
+        patiently(&self.ctl(underlay, &format!("put {key}")).arg(value)).map(drop)
     }
 
     /// All keys below `prefix` with their values.
@@ -64,7 +64,7 @@ impl Etcd {
     /// # Errors
     /// When etcd does not answer.
     pub fn list(&self, underlay: &Space, prefix: &str) -> Result<Vec<(String, String)>> {
-        let ran = self.ctl(underlay, &format!("get --prefix {prefix}")).ok()?;
+        let ran = patiently(&self.ctl(underlay, &format!("get --prefix {prefix}")))?;
         let lines: Vec<_> = ran.stdout.lines().map(str::to_owned).collect();
         if !lines.len().is_multiple_of(2) {
             bail!("etcdctl printed a key without a value:\n{}", ran.stdout);
@@ -162,4 +162,16 @@ impl Etcd {
             format!("etcd does not answer:\n{}", logs.join("\n"))
         })
     }
+}
+
+/// Runs what may be repeated a few times: a cluster that has just lost its leader answers with a time-out.
+fn patiently(cmd: &Cmd) -> Result<Ran> {
+    let mut ran = cmd.ok();
+    for _ in 0..3 {
+        if ran.is_ok() {
+            break;
+        }
+        ran = cmd.ok();
+    }
+    ran
 }
