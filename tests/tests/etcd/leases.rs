@@ -36,6 +36,19 @@ async fn a_lease_is_flannels_byte_for_byte_and_nothing_else_is_below_subnets() -
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_node_beside_flannels_waits_for_nobody() -> Result<()> {
+    let server = Server::start(1)?;
+    server.put_config()?;
+    server.put("subnets/10.5.9.0-24", &flannels("192.0.2.99"))?;
+    // A wait would last longer than the test is patient.
+    let times = Times { settle: Duration::from_secs(600), ..Times::default() };
+    let mut node = Node::start_with(&settings(&server), times, facts(1));
+    node.leased().await?;
+    assert_eq!(node.knows(2).await?.note, None);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fifty_nodes_race_for_forty_subnets() -> Result<()> {
     let server = Server::start(1)?;
     server.put(

@@ -90,7 +90,7 @@ impl Session {
     /// Takes a subnet, whichever is left for us.
     async fn acquire(&mut self, facts: &NodeFacts) -> Result<(), End> {
         for race in 1.. {
-            if self.lost.is_none() && self.must_settle().await? {
+            if self.must_settle().await? {
                 continue;
             }
             let choice = self.choose(facts)?;
@@ -111,11 +111,15 @@ impl Session {
     }
 
     /// Sees to it that the store has Weft's mark. Whether something has changed.
+    ///
+    /// Holders mark an emptied store before they write their leases again. So leases in a store without
+    /// the mark are flannel's, which never writes one again: nobody is to be waited for.
     async fn must_settle(&mut self) -> Result<bool, End> {
         if self.snapshot.mark.is_some() {
             return Ok(false);
         }
-        let snapshot = self.store.mark(self.random.bits(), seconds(self.times.settle)).await?;
+        let settle = self.snapshot.leases.is_empty().then(|| seconds(self.times.settle));
+        let snapshot = self.store.mark(self.random.bits(), settle).await?;
         self.learn(snapshot);
         Ok(true)
     }

@@ -240,15 +240,16 @@ impl Store {
         self.transact(txn).await.map(|(_, snapshot)| snapshot)
     }
 
-    /// Leaves a mark that Weft was here, `number`, and one beside it that goes after `seconds`.
-    pub(super) async fn mark(&mut self, number: u64, seconds: i64) -> Result<Snapshot, Failure> {
-        let (ttl_lease, _) = self.grant(seconds).await?;
+    /// Leaves a mark that Weft was here, `number`, and where holders of leases may come back, one beside
+    /// it that goes after `settle` seconds.
+    pub(super) async fn mark(&mut self, number: u64, settle: Option<i64>) -> Result<Snapshot, Failure> {
         let absent = Compare::version(self.keys.store(), CompareOp::Equal, 0);
-        let while_leased = PutOptions::new().with_lease(ttl_lease);
-        let mut operations = vec![
-            TxnOp::put(self.keys.store(), format!("{number:016x}"), None),
-            TxnOp::put(self.keys.settling(), "{}", Some(while_leased)),
-        ];
+        let mut operations = vec![TxnOp::put(self.keys.store(), format!("{number:016x}"), None)];
+        if let Some(seconds) = settle {
+            let (ttl_lease, _) = self.grant(seconds).await?;
+            let while_leased = PutOptions::new().with_lease(ttl_lease);
+            operations.push(TxnOp::put(self.keys.settling(), "{}", Some(while_leased)));
+        }
         operations.extend(self.read_all());
         let txn = Txn::new().when([absent]).and_then(operations).or_else(self.read_all());
         self.transact(txn).await.map(|(_, snapshot)| snapshot)
