@@ -309,6 +309,7 @@ impl Manifest {
     /// A document is neither YAML nor JSON, or it is no Kubernetes object. An object of our kinds with a
     /// field of the wrong type is no error: it is in [`Manifest::bad`].
     pub fn read(text: &str) -> Result<Self, WireError> {
+        let text = text.trim_start_matches('\u{feff}'); // editors put a byte order mark in front
         if !text.trim_start().starts_with('{') {
             return Self::read_yaml(text);
         }

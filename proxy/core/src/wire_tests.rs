@@ -120,3 +120,14 @@ proptest::proptest! {
         let _ = Manifest::read(&(half + &text));
     }
 }
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_a_manifest() {
+    for text in [
+        "\u{feff}---\napiVersion: v1\nkind: Node\nmetadata: {name: n1}\n",
+        "\u{feff}apiVersion: v1\r\nkind: Node\r\nmetadata: {name: n1}\r\n",
+        "\u{feff}{\"apiVersion\": \"v1\", \"kind\": \"Node\", \"metadata\": {\"name\": \"n1\"}}",
+    ] {
+        assert_eq!(Manifest::read(text).unwrap().objects.len(), 1, "{text}");
+    }
+}
