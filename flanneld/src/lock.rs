@@ -23,7 +23,7 @@ use rustix::{
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another process holds the subnet file.
-    #[error("{} is held by another flanneld: give this one its own -subnet-file", .0.display())]
+    #[error("{} is held by another flanneld: end that one, or give this one its own -subnet-file", .0.display())]
     FileHeld(PathBuf),
     /// Another process holds the device.
     #[error("interface {0} is held by another flanneld: give this one's network another VNI")]

@@ -1,6 +1,6 @@
 //! What others hear from this flanneld: the subnet file, the status file, health checks, systemd.
 
-use std::path::PathBuf;
+use std::{fs, path::PathBuf};
 
 use daemon::{OnChange, file, health::Health, notify};
 use overlay_core::{
@@ -51,7 +51,7 @@ impl Reporter {
         }
     }
 
-    /// Writes the subnet file, if it should say something else or was not written by this process.
+    /// Writes the subnet file, if it says something else or was not written by this process.
     pub fn write_subnet_file(&mut self, assignment: &Assignment, facts: &NodeFacts) {
         let env = SubnetEnv {
             network: assignment.config.network,
@@ -59,10 +59,13 @@ impl Reporter {
             mtu: vxlan::pod_mtu(&assignment.config, facts),
             ip_masq: self.ip_masq,
         };
-        if self.written_env == Some(env) && self.subnet_file.exists() {
+        let text = env.to_string();
+        if self.written_env == Some(env)
+            && fs::read(&self.subnet_file).is_ok_and(|had| had == text.as_bytes())
+        {
             return;
         }
-        match file::replace(&self.subnet_file, env.to_string().as_bytes(), 0o644) {
+        match file::replace(&self.subnet_file, text.as_bytes(), 0o644) {
             Ok(()) => {
                 tracing::info!(subnet = %env.subnet, mtu = %env.mtu, "wrote {}", self.subnet_file.display());
                 if self.written_env.is_none() {
@@ -88,7 +91,7 @@ impl Reporter {
         if status.problem.is_none() {
             status.problem = self.said.last().map(str::to_owned);
         }
-        if self.written.as_ref() == Some(&status) {
+        if self.written.as_ref() == Some(&status) && self.status_file.exists() {
             return;
         }
         match (status.ready, &status.problem) {

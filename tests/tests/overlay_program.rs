@@ -206,6 +206,21 @@ fn forwarding_is_switched_on_and_kept_on() -> Result<()> {
 }
 
 #[test]
+fn its_files_come_back_when_they_are_removed_or_overwritten() -> Result<()> {
+    let Some(mut node) = Node::new()? else { return Ok(()) };
+    node.leases(&[])?;
+    node.start()?;
+    let (env, status) = (node.subnet_file(), node.subnet_file().with_file_name("status.json"));
+    let (before, folder) = (fs::read(&env)?, node.dir.path().join("run"));
+    let back = || fs::read(&env).is_ok_and(|now| now == before) && status.exists();
+    fs::write(&env, "FLANNEL_SUBNET=10.99.9.1/24\n")?;
+    eventually(PATIENCE, || back().then_some(())).context("subnet.env stays overwritten")?;
+    fs::remove_dir_all(&folder)?;
+    eventually(PATIENCE, || back().then_some(())).context("the files stay away")?;
+    Ok(())
+}
+
+#[test]
 fn the_status_says_what_to_type_where_legacy_iptables_filters() -> Result<()> {
     let Some(mut node) = Node::new()? else { return Ok(()) };
     node.net.cmd("iptables-legacy -P FORWARD DROP").ok()?;
