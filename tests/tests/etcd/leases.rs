@@ -257,6 +257,19 @@ async fn garbled_keys_and_values_are_passed_on_and_harm_nothing() -> Result<()> 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_lease_of_the_whole_network_keeps_no_node_from_its_subnet() -> Result<()> {
+    let server = Server::start(1)?;
+    server.put_config()?;
+    for name in ["10.5.0.0-16", "10.0.0.0-8", "0.0.0.0-0"] {
+        server.put(&format!("subnets/{name}"), &flannels("192.0.2.99"))?;
+    }
+    let mut node = Node::start(&server, 1);
+    node.leased().await?;
+    assert_eq!(node.knows(4).await?.note, None);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_with_a_stolen_identity_does_not_fight() -> Result<()> {
     let server = Server::start(1)?;
     server.put_config()?;
