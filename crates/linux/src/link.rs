@@ -274,11 +274,14 @@ impl RouteSocket {
     /// The kernel refused it: EEXIST if the near or the far name is taken.
     pub fn add_veth(&mut self, veth: &Veth<'_>) -> Result<VethIndexes, Error> {
         let request = veth.add();
-        let created = self.ask(&request, |message| read::link(message.payload))?;
+        let echoed = self.ask(&request, |message| read::link(message.payload))?.into_iter().flatten().next();
+        let created = match echoed {
+            Some(link) => Some(link),
+            // Kernels before 6.2 only acknowledge. The name was free, so what has it now is the new pair.
+            None => self.link(veth.name)?,
+        };
         created
-            .into_iter()
-            .flatten()
-            .find_map(|link| Some(VethIndexes { near: link.index, far: link.peer?.index }))
+            .and_then(|link| Some(VethIndexes { near: link.index, far: link.peer?.index }))
             .ok_or_else(|| request.failed(Cause::Garbled("it names no interface index".to_owned())))
     }
 
