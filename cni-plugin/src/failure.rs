@@ -17,6 +17,14 @@ pub(crate) fn file(verb: &str, path: &Path, error: &io::Error) -> Error {
     Error::new(Code::Io, format!("failed to {verb} {}: {}", path.display(), reason(error)))
 }
 
+/// The outcome of removing `path`, where what is absent already counts as removed.
+pub(crate) fn absent_is_done(path: &Path, removed: io::Result<()>) -> Result<(), Error> {
+    match removed {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(file("remove", path, &e)),
+        _ => Ok(()),
+    }
+}
+
 /// The kernel refused; the whole chain of causes in one line.
 pub(crate) fn kernel(error: &linux::Error) -> Error {
     let mut text = error.to_string();

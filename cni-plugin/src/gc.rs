@@ -8,8 +8,8 @@ use linux::{
 
 use crate::{failure::kernel, lock, nat, networks};
 
-/// Removes links, masquerading, reservations and what the reference left, of this network alone; goes on after a failure and reports the
-/// first. Without the runtime's list nothing is removed.
+/// Removes links, masquerading, reservations and what the reference left, of this network alone; goes on
+/// after a failure and reports the first. Without the runtime's list nothing is removed.
 pub(crate) fn gc(network: &Network) -> Result<(), Error> {
     let Some(valid) = network.valid_attachments()? else { return Ok(()) };
     let keep: Vec<String> = valid.iter().map(Attachment::alias).collect();
@@ -42,18 +42,6 @@ fn sweep_reservations(network: &Network, valid: &[Attachment]) -> Result<(), Err
     let is_valid = |content: &[u8]| owner_of(content).is_some() && valid.iter().any(|who| who.owns(content));
     let locked = reservations.lock(lock::PATIENCE)?;
     let all = reservations.all()?.into_iter().filter(|(_, content)| !is_valid(content));
-    let released: Vec<Result<(), Error>> = all
-        .map(|(ip, content)| {
-            locked.release_if(ip, |content| !is_valid(content))?;
-            let owner = owner_of(&content).and_then(|o| Some((o.container, o.ifname?.parse().ok()?)));
-            owner.map_or(Ok(()), |(container, ifname)| {
-                locked.forget(&Attachment {
-                    network: network.name.clone(),
-                    container: container.into(),
-                    ifname,
-                })
-            })
-        })
-        .collect();
-    released.into_iter().collect()
+    let released: Vec<_> = all.map(|(ip, _)| locked.release_if(ip, |content| !is_valid(content))).collect();
+    released.into_iter().collect::<Result<(), Error>>().and(locked.keep(valid))
 }

@@ -85,17 +85,32 @@ impl Index {
 
     /// Forgets `who`, and the folder with the last entry.
     pub(crate) fn forget(&self, who: &Attachment) -> Result<(), Error> {
-        for set in 0.. {
-            let path = self.path(who, set);
-            match fs::remove_file(&path) {
-                Ok(()) => {}
-                Err(e) if e.kind() == io::ErrorKind::NotFound => break,
-                Err(e) => return Err(failure::file("remove", &path, &e)),
+        let paths = (0..).map(|set| self.path(who, set)).take_while(|path| path.symlink_metadata().is_ok());
+        // The first one last: `all` finds what is left where this is cut short.
+        for path in paths.collect::<Vec<_>>().iter().rev() {
+            failure::absent_is_done(path, fs::remove_file(path))?;
+        }
+        self.remove_if_empty();
+        Ok(())
+    }
+
+    /// Forgets everybody but `valid`.
+    pub(crate) fn keep(&self, valid: &[Attachment]) -> Result<(), Error> {
+        let kept: Vec<String> = valid.iter().map(Attachment::host_link).collect();
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let whose = name.to_str().and_then(|name| name.split_once('.')).map(|(whose, _)| whose);
+            if !whose.is_some_and(|whose| kept.iter().any(|kept| kept == whose)) {
+                failure::absent_is_done(&entry.path(), fs::remove_file(entry.path()))?;
             }
         }
+        self.remove_if_empty();
+        Ok(())
+    }
+
+    fn remove_if_empty(&self) {
         // Not empty, or not there.
         let _ = fs::remove_dir(&self.folder);
-        Ok(())
     }
 }
 

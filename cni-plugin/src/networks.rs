@@ -62,7 +62,7 @@ pub(crate) fn complete(network: &Network) -> Result<(Network, Vec<Subnet>), Erro
     Ok((delegate_config(network, Some(&env))?, env.networks))
 }
 
-/// The same for DEL and CHECK, which have to work without `subnet.env`: then there are no ranges.
+/// The same for DEL and GC, which have to work without `subnet.env`: then there are no ranges.
 pub(crate) fn lenient(network: &Network) -> Result<Network, Error> {
     if !is_flannel(network) {
         return Ok(network.clone());
@@ -144,10 +144,7 @@ pub(crate) fn sweep_scratch(network: &Network, is_valid: impl Fn(&str) -> bool) 
 }
 
 fn remove(path: &Path) -> Result<(), Error> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failure::file("remove", path, &e)),
-        _ => Ok(()),
-    }
+    failure::absent_is_done(path, fs::remove_file(path))
 }
 
 /// The network to detach from: what the reference delegated, else what the configuration says now.

@@ -245,9 +245,9 @@ impl Locked<'_> {
         write().map_err(|e| failure::file("write", marker, &e))
     }
 
-    /// Forgets where the addresses of `who` are.
-    pub(crate) fn forget(&self, who: &Attachment) -> Result<(), Error> {
-        self.index.forget(who)
+    /// Forgets where the addresses of all but `valid` are.
+    pub(crate) fn keep(&self, valid: &[Attachment]) -> Result<(), Error> {
+        self.index.keep(valid)
     }
 
     /// Removes the reservation of `ip` if `doomed` says so of its content.
@@ -269,10 +269,7 @@ fn choose(address: IpAddr, range: &Range) -> Chosen {
 }
 
 fn remove(path: &Path) -> Result<(), Error> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failure::file("remove", path, &e)),
-        _ => Ok(()),
-    }
+    failure::absent_is_done(path, fs::remove_file(path))
 }
 
 /// Makes `path` with `content` in one step; false if it exists.

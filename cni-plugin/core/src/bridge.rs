@@ -33,7 +33,7 @@ pub struct Bridge {
     pub ipam: Option<Ipam>,
 }
 
-/// The bridge device of a configuration, read so that CHECK and DEL work whatever else it says.
+/// The bridge device, in words of its own where the name is none.
 fn device(network: &Network) -> Result<IfName, Error> {
     let name = network.keys().filled("bridge")?.unwrap_or("cni0");
     name.parse().map_err(|e: netmodel::BadIfName| {

@@ -56,7 +56,7 @@ pub fn foreign_delegate(kind: &str) -> Error {
 }
 
 /// The bridge configuration that stands for `network` on a node with `env`. Without `env`, as DEL
-/// and CHECK need it, the configuration has no ranges.
+/// and GC need it, the configuration has no ranges.
 ///
 /// # Errors
 /// Code 2 for a delegate other than `bridge`; 7 where `delegate` sets what is not its to set.

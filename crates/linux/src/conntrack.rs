@@ -122,8 +122,8 @@ impl Socket {
         Connection::open_in(netlink::Protocol::Netfilter, namespace).map(|connection| Self { connection })
     }
 
-    /// The flows that `filter` asks for; the kernel picks them, but for IPv6 addresses. A flow that begins or ends meanwhile may be
-    /// missing or be listed.
+    /// The flows that `filter` asks for; the kernel picks them, but for IPv6 addresses. A flow that begins or
+    /// ends meanwhile may be missing or be listed.
     ///
     /// # Errors
     /// See [`Connection::dump`]; the privilege is missing.

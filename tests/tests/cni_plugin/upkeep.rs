@@ -1,6 +1,6 @@
 //! STATUS and GC.
 
-use std::fs;
+use std::{fs, os::unix::fs::symlink};
 
 use anyhow::Result;
 use serde_json::json;
@@ -57,8 +57,10 @@ fn gc_keeps_exactly_what_is_valid() -> Result<()> {
     for (alias, stays) in [("weft:net/c1/", false), ("weft:net/c2/", true), ("weft:other/c9/", true)] {
         assert_eq!(aliases.contains(alias), stays, "{alias} in {aliases}");
     }
+    // An ADD that was killed before it reserved what it had noted.
+    symlink("10.99.0.9/24", bed.path("networks/net/.weft/veth00000000000.0"))?;
     call("GC", &nobody(), &with(&bed.bridge(), &json!({"cni.dev/valid-attachments": []}))).silent();
-    assert!(bed.reservations("net").is_empty());
+    assert!(bed.reservations("net").is_empty() && !bed.path("networks/net/.weft").exists());
     assert_eq!(bed.reservations("other").len(), 1);
     Ok(())
 }
