@@ -122,5 +122,5 @@ fn add(near: &IfName, pod: &Netns, address: IpAddr) -> Result<()> {
 /// Takes that pair away; returns when the kernel announced it.
 fn del(near: &IfName) -> Result<()> {
     let link = RouteSocket::open()?.link(near)?.context("there is no pair")?;
-    Ok(link::detach_and_delete(link.index, near)?)
+    Ok(link::detach_and_delete(link.index, near, None)?)
 }

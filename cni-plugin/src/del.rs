@@ -1,17 +1,22 @@
 //! DEL: what ADD made goes, whatever is left of the namespace, the configuration and the state.
 //! Absent is done.
 
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    os::fd::{AsFd, BorrowedFd},
+};
 
 use cni_core::{Attachment, Error, HostAddress, Outcome};
 use linux::{
     link::{self, Kind, Link},
     netlink::RouteSocket,
     netns::Netns,
+    nft::Socket,
 };
 
 use crate::{
     failure::kernel,
+    index::Entry,
     linkage, nat,
     networks::{self, Call, Scratch},
     pod,
@@ -23,9 +28,14 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
     let scratch = Scratch::of(call)?;
     let network = networks::to_detach(call, scratch.as_ref())?;
     let reservations = networks::reservations(&network)?;
-    unplug(call)?;
+    let noted = reservations.as_ref().map(|all| all.noted(&call.who)).unwrap_or_default();
+    // Whether it can be opened matters only once the link is gone.
+    let rules = noted.iter().any(|entry| entry.masqueraded).then(nat::open);
+    unplug(call, rules.as_ref().and_then(|rules| rules.as_ref().ok()).map(AsFd::as_fd))?;
     if let Some(reservations) = &reservations {
-        unmasquerade(call, reservations)?;
+        if let Some(rules) = rules {
+            unmasquerade(call, reservations, &noted, rules?)?;
+        }
         // Only now: an address must not be given away while anything still goes with it.
         reservations.release(&call.who, &reported(call))?;
     }
@@ -38,31 +48,32 @@ fn reported(call: &Call) -> Vec<IpAddr> {
     previous.addresses_of(call.who.ifname.as_str()).map(|ip| ip.address).collect()
 }
 
-/// Ends masquerading where ADD noted that it began it.
-fn unmasquerade(call: &Call, reservations: &Reservations) -> Result<(), Error> {
-    let noted = reservations.noted(&call.who);
-    if !noted.iter().any(|entry| entry.masqueraded) {
-        return Ok(());
-    }
+/// Ends masquerading of what ADD `noted`.
+fn unmasquerade(
+    call: &Call,
+    reservations: &Reservations,
+    noted: &[Entry],
+    rules: Socket,
+) -> Result<(), Error> {
     // Only what is reserved for this container is its own: another one may have its address by now.
     let all_held = noted.iter().all(|entry| reservations.is_held(entry.pod.address, &call.who));
     let pods: Vec<HostAddress> = noted.iter().map(|entry| entry.pod).filter(|_| all_held).collect();
-    nat::stop(&pods, &call.who)
+    nat::stop(rules, &pods, &call.who)
 }
 
 /// Removes the veth pair by the host's end, which has the same name at every call, or by the
-/// container's end where another plugin made it.
-fn unplug(call: &Call) -> Result<(), Error> {
+/// container's end where another plugin made it. For `held` see [`link::detach_and_delete`].
+fn unplug(call: &Call, held: Option<BorrowedFd<'_>>) -> Result<(), Error> {
     let who = &call.who;
     let mut host = RouteSocket::open().map_err(|e| kernel(&e))?;
     let near = host.link(&linkage::host_name(who)?).map_err(|e| kernel(&e))?;
     if let Some(near) = near.filter(|link| link.kind == Kind::Veth && is_ours(link, who)) {
-        return delete(&near);
+        return delete(&near, held);
     }
     let Some(netns) = pod::open_if_there(call) else { return Ok(()) };
     match container_end(who, &netns) {
         Some(far) if !is_anothers(&mut host, &far, who) => {
-            netns.enter(|| delete(&far)).map_err(|e| kernel(&e))?
+            netns.enter(|| delete(&far, held)).map_err(|e| kernel(&e))?
         }
         _ => Ok(()),
     }
@@ -90,8 +101,8 @@ fn is_anothers(host: &mut RouteSocket, far: &Link, who: &Attachment) -> bool {
 }
 
 /// Deletes a veth pair by one end in the namespace of this thread.
-fn delete(link: &Link) -> Result<(), Error> {
-    match link::detach_and_delete(link.index, &link.name) {
+fn delete(link: &Link, held: Option<BorrowedFd<'_>>) -> Result<(), Error> {
+    match link::detach_and_delete(link.index, &link.name, held) {
         Err(e) if !e.is_not_found() => Err(kernel(&e)),
         _ => Ok(()),
     }

@@ -37,7 +37,7 @@ pub(crate) fn start(pods: &[HostAddress], who: &Attachment, undo: &mut Undo<'_>)
         };
         let whole = repair_masquerade(have.as_ref(), pods, &who.alias());
         match socket.commit_at(&whole, Some(generation)) {
-            Err(e) if is_overtaken(&e) => {}
+            Err(e) if e.is_overtaken() => {}
             other => return other.map_err(|e| kernel(&e)),
         }
     }
@@ -54,23 +54,26 @@ pub(crate) fn stop_these(pods: &[HostAddress]) -> Result<(), Error> {
 
 /// Ends it for `who`: `held` are all its addresses, or none where they are not known or may not be
 /// masqueraded: then the elements are looked through.
-pub(crate) fn stop(held: &[HostAddress], who: &Attachment) -> Result<(), Error> {
+pub(crate) fn stop(mut socket: Socket, held: &[HostAddress], who: &Attachment) -> Result<(), Error> {
     if !held.is_empty() {
-        match open()?.commit(&unmasquerade(held)) {
+        match socket.commit(&unmasquerade(held)) {
             Ok(()) => return Ok(()),
             Err(e) if e.is_not_found() => {}
             Err(e) => return Err(kernel(&e)),
         }
     }
     let alias = who.alias();
-    sweep(|comment| comment == alias)
+    take_out(&mut socket, |comment| comment == alias)
 }
 
 /// Takes out the elements whose comment is doomed.
 pub(crate) fn sweep(is_doomed: impl Fn(&str) -> bool) -> Result<(), Error> {
-    let (family, name) = masquerade_table();
     // A kernel without nftables masquerades nothing.
-    let Ok(mut socket) = Socket::open() else { return Ok(()) };
+    Socket::open().map_or(Ok(()), |mut socket| take_out(&mut socket, is_doomed))
+}
+
+fn take_out(socket: &mut Socket, is_doomed: impl Fn(&str) -> bool) -> Result<(), Error> {
+    let (family, name) = masquerade_table();
     for _ in 0..ATTEMPTS {
         let table = match socket.table(family, &name) {
             Ok(None) => return Ok(()),
@@ -97,13 +100,9 @@ pub(crate) fn missing(pods: &[HostAddress], who: &Attachment) -> Result<Vec<IpAd
     Ok(unmasqueraded(table.as_ref(), pods, &who.alias()))
 }
 
-fn open() -> Result<Socket, Error> {
+/// A connection to the rules of this namespace.
+pub(crate) fn open() -> Result<Socket, Error> {
     Socket::open().map_err(|e| kernel(&e))
-}
-
-/// The rules were changed since the generation that was named (ERESTART).
-fn is_overtaken(error: &linux::Error) -> bool {
-    error.raw_os_error() == Some(85)
 }
 
 fn busy() -> Error {

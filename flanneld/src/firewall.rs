@@ -24,8 +24,6 @@ use crate::{flags::Settings, wake::Inbox};
 const SETTLE: Duration = Duration::from_secs(1);
 /// How often rules are placed again because somebody changed others meanwhile.
 const ATTEMPTS: usize = 8;
-/// ERESTART: the ruleset is not of the generation that a change was made for.
-const CHANGED_MEANWHILE: i32 = 85;
 /// Where the kernel lists the tables of legacy iptables.
 const LEGACY_TABLES: &str = "/proc/net/ip_tables_names";
 
@@ -135,7 +133,7 @@ impl Firewall {
     fn forward_rules(&mut self, device: &IfName, network: Option<Subnet>) -> Result<(), linux::Error> {
         for _ in 0..ATTEMPTS {
             match self.try_forward_rules(device, network) {
-                Err(error) if error.raw_os_error() == Some(CHANGED_MEANWHILE) => {}
+                Err(error) if error.is_overtaken() => {}
                 outcome => return outcome,
             }
         }

@@ -160,6 +160,12 @@ impl Error {
         matches!(self.cause, Cause::Overrun)
     }
 
+    /// The nftables rules were changed since the generation that the request named (ERESTART).
+    #[must_use]
+    pub fn is_overtaken(&self) -> bool {
+        self.cause.errno() == Some(libc::ERESTART)
+    }
+
     /// What to do next.
     #[must_use]
     pub fn retry(&self) -> Retry {

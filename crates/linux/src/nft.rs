@@ -15,7 +15,10 @@ mod events;
 mod numbers;
 mod op;
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd, BorrowedFd},
+};
 
 use ruleset::{Family, Name, Transaction};
 
@@ -70,7 +73,7 @@ impl Socket {
     /// changed since that [generation](Self::generation).
     ///
     /// # Errors
-    /// As [`commit`](Self::commit). Where the ruleset has changed, the error number is ERESTART (85).
+    /// As [`commit`](Self::commit). The ruleset has changed ([`Error::is_overtaken`]).
     pub fn commit_at(&mut self, transaction: &Transaction, generation: Option<u32>) -> Result<(), Error> {
         if transaction.is_empty() {
             return Ok(());
@@ -101,6 +104,12 @@ impl Socket {
                 .ok_or_else(|| Cause::Garbled("no generation".to_owned()))
         })?;
         found.first().copied().ok_or_else(|| request.failed(Cause::Garbled("no generation".to_owned())))
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.connection.as_fd()
     }
 }
 

@@ -51,14 +51,15 @@ fn last_errno() -> Errno {
     std::io::Error::last_os_error().raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
 }
 
-/// Forks a child that keeps nothing open but `socket` and `verdict`, sends `message` on `socket`, writes the
-/// error number of the answer (0 for none) to `verdict` as 4 bytes, and ends.
+/// Forks a child that keeps nothing open but `socket`, `verdict` and `held`, sends `message` on `socket`,
+/// writes the error number of the answer (0 for none) to `verdict` as 4 bytes, and ends.
 ///
 /// The child is in a session of its own, so that a signal to the caller's group passes it by.
 pub(crate) fn fork_to_send(
     socket: BorrowedFd<'_>,
     message: &[u8],
     verdict: BorrowedFd<'_>,
+    held: Option<BorrowedFd<'_>>,
 ) -> Result<(), Errno> {
     // JUSTIFICATION: neither std nor rustix forks.
     // SAFETY: the child only makes system calls on memory that is there already (it allocates nothing, takes
@@ -70,7 +71,7 @@ pub(crate) fn fork_to_send(
             // SAFETY: it only ends the child.
             let exit = || unsafe { libc::_exit(0) };
             let _ = rustix::process::setsid();
-            close_all_but(socket.as_raw_fd(), verdict.as_raw_fd());
+            close_all_but([socket, verdict, held.unwrap_or(socket)].map(|kept| kept.as_raw_fd()));
             let errno = send_and_wait(socket, message);
             let _ = rustix::io::write(verdict, &errno.to_ne_bytes());
             exit()
@@ -79,16 +80,23 @@ pub(crate) fn fork_to_send(
     }
 }
 
-/// Closes every descriptor of this process but two.
-fn close_all_but(one: RawFd, other: RawFd) {
-    let (low, high) = (one.min(other).cast_unsigned(), one.max(other).cast_unsigned());
-    for (first, last) in [(0, low.wrapping_sub(1)), (low + 1, high - 1), (high + 1, u32::MAX)] {
-        if first <= last && !(first == 0 && low == 0) {
-            // JUSTIFICATION: neither std nor rustix closes a range of descriptors.
-            // SAFETY: called by the forked child alone, which uses no descriptor but the two that are kept.
-            unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+/// Closes every descriptor of this process but these, of which some may be the same.
+fn close_all_but(mut kept: [RawFd; 3]) {
+    kept.sort_unstable();
+    let mut first = 0;
+    for kept in kept.map(RawFd::cast_unsigned) {
+        if first < kept {
+            close_range(first, kept - 1);
         }
+        first = kept + 1;
     }
+    close_range(first, u32::MAX);
+}
+
+fn close_range(first: u32, last: u32) {
+    // JUSTIFICATION: neither std nor rustix closes a range of descriptors.
+    // SAFETY: called by the forked child alone, which uses no descriptor but those that are kept.
+    unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
 }
 
 /// Sends one netlink request and returns the error number of its answer.

@@ -199,7 +199,7 @@ fn an_absent_link_is_none_and_its_deletion_says_so() {
         assert_eq!(socket.link_by_index(4711).unwrap(), None);
         let error = socket.request(&link::delete(4711, &name("nothere"))).unwrap_err();
         assert!(error.is_not_found() && error.to_string() == "failed to delete link nothere", "{error}");
-        assert!(link::detach_and_delete(4711, &name("nothere")).unwrap_err().is_not_found());
+        assert!(link::detach_and_delete(4711, &name("nothere"), None).unwrap_err().is_not_found());
         assert_eq!(socket.links().unwrap().len(), 1, "only the loopback");
     });
 }
@@ -225,7 +225,7 @@ fn a_detached_deletion_returns_on_the_announcement() {
         for _ in 0..10 {
             let indexes = socket.add_veth(&veth).unwrap();
             let begun = Instant::now();
-            link::detach_and_delete(indexes.near, &near).unwrap();
+            link::detach_and_delete(indexes.near, &near, None).unwrap();
             times.push(begun.elapsed());
             assert_eq!(socket.link(&near).unwrap(), None, "it is gone when the call returns");
         }
