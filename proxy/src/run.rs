@@ -383,7 +383,13 @@ impl Runner {
             self.state.set_node_addresses(addresses, &mut changes);
         }
         match have {
-            Some(have) => delta::transactions(&self.state.table(), have.as_ref()),
+            Some(have) => {
+                let repairs = delta::transactions(&self.state.table(), have.as_ref());
+                if !repairs.is_empty() {
+                    self.state.touch_all();
+                }
+                repairs
+            }
             None => changes.into_transactions(self.state.config()),
         }
     }

@@ -98,6 +98,13 @@ impl State {
         std::mem::take(&mut self.touched)
     }
 
+    /// Marks all UDP front ends: while the table was not as it should be, flows may have passed it by, and a flow
+    /// without translation stays without.
+    pub fn touch_all(&mut self) {
+        let udp = self.owners.keys().filter(|front| front.protocol() == Protocol::Udp);
+        self.touched.extend(udp.copied());
+    }
+
     /// Marks a front end that the kernel still had and nobody wants.
     pub(crate) fn touch(&mut self, front: Front) {
         if front.protocol() == Protocol::Udp {

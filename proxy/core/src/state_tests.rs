@@ -267,6 +267,15 @@ fn a_front_end_that_went_while_we_were_away_is_looked_at_for_stale_flows() {
 }
 
 #[test]
+fn after_a_repair_all_udp_front_ends_are_looked_at_for_stale_flows() {
+    let mut world = World::new(&[service("web", "10.96.0.1", Some(30080), &[1])]);
+    world.state.take_touched();
+    world.state.touch_all();
+    let touched: Vec<_> = world.state.take_touched().iter().map(ToString::to_string).collect();
+    assert_eq!(touched, ["10.96.0.1:53/udp"]);
+}
+
+#[test]
 fn a_front_end_belongs_to_who_has_it_until_that_gives_it_up() {
     let (first, second) =
         (service("zebra", "10.96.0.1", Some(30080), &[1]), service("ant", "10.96.0.1", Some(30081), &[2]));

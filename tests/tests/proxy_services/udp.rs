@@ -4,8 +4,9 @@ use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use rustix::process::Signal;
 use testkit::traffic::{Server, ask_udp};
-use testkit::{Netns, eventually};
+use testkit::{Cmd, Netns, eventually};
 
 use crate::world::{LIMIT, TARGET, WEB, World, pod_ip, web};
 
@@ -90,5 +91,23 @@ fn flows_of_a_service_that_is_gone_are_forgotten() -> Result<()> {
     world.write("web", &web(&[other]))?;
     world.start_usual()?;
     answered_by(&socket, &format!("pod{other}"))?;
+    Ok(())
+}
+
+/// While our table was gone, a flow may have passed untranslated; it must not stay so once the table is back.
+#[test]
+fn a_flow_that_passed_while_the_table_was_gone_is_forgotten() -> Result<()> {
+    let Some(mut world) = World::new("udpgap", 2) else { return Ok(()) };
+    let _servers = servers(&world)?;
+    world.write("web", &web(&[0]))?;
+    world.start_usual()?;
+    world.proxy().signal(Signal::STOP)?;
+    let gone = "flush ruleset\ntable ip other {\n chain known {\n type filter hook forward priority 0;\n ct state new counter\n }\n}\n";
+    world.node.wrap(Cmd::new("nft -f -").stdin(gone)).ok()?;
+    let socket = client(&world.pods[1])?;
+    assert!(ask_udp(&socket, DNS, Duration::from_millis(100)).is_err());
+    assert!(flows(&world)?.contains("sport=40000"), "untranslated");
+    world.proxy().signal(Signal::CONT)?;
+    answered_by(&socket, "pod0")?;
     Ok(())
 }
