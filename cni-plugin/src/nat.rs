@@ -44,14 +44,6 @@ pub(crate) fn start(pods: &[HostAddress], who: &Attachment, undo: &mut Undo<'_>)
     Err(busy())
 }
 
-/// Ends it for `pods`, which are this attachment's alone.
-pub(crate) fn stop_these(pods: &[HostAddress]) -> Result<(), Error> {
-    match open()?.commit(&unmasquerade(pods)) {
-        Err(e) if !e.is_not_found() => Err(kernel(&e)),
-        _ => Ok(()),
-    }
-}
-
 /// Ends it for `who`: `held` are all its addresses, or none where they are not known or may not be
 /// masqueraded: then the elements are looked through.
 pub(crate) fn stop(mut socket: Socket, held: &[HostAddress], who: &Attachment) -> Result<(), Error> {

@@ -147,7 +147,9 @@ impl Reservations {
         let locked = self.lock(patience)?;
         let is_free = |content: &[u8]| who.owns(content) || owner_of(content).is_none();
         addresses.iter().try_for_each(|ip| locked.release_if(*ip, is_free))?;
-        locked.index.forget(who)
+        // DEL has to know of what is left.
+        let is_left = self.noted(who).iter().any(|entry| self.is_held(entry.pod.address, who));
+        if is_left { Ok(()) } else { locked.index.forget(who) }
     }
 }
 
@@ -390,6 +392,22 @@ mod tests {
         assert!(all.is_held(ip, &who(2)) && !files(&dir).contains(".weft"));
         all.release(&who(2), &[]).expect("released");
         assert!(all.taken().expect("a list").is_empty());
+    }
+
+    #[test]
+    fn what_is_noted_stays_while_one_of_the_addresses_is_held() {
+        let dir = TempDir::new("noted").expect("a folder");
+        let (all, who) = (of(&dir), who(1));
+        let reserve = |number: usize, subnet: &str| {
+            let wish = Wish { who: &who, requested: &[], masquerade: true };
+            all.lock(PATIENCE)?.reserve(number, &set(subnet), wish).map(|reserved| reserved.chosen.address)
+        };
+        let first = reserve(0, "10.1.0.0/24").expect("free");
+        let second = reserve(1, "10.2.0.0/24").expect("free");
+        all.release_these(&who, &[second], PATIENCE).expect("released");
+        assert!(all.noted(&who).iter().any(|entry| entry.pod.address == first && entry.masqueraded));
+        all.release_these(&who, &[first], PATIENCE).expect("released");
+        assert!(all.noted(&who).is_empty() && !files(&dir).contains(".weft"));
     }
 
     #[test]

@@ -53,7 +53,10 @@ impl Drop for Undo<'_> {
         while let Some(step) = self.steps.pop() {
             let undone = match &step {
                 Step::Linked { index, name } => unlink(*index, name),
-                Step::Masqueraded(pods) => nat::stop_these(pods).map_err(|e| e.to_string()),
+                Step::Masqueraded(pods) => {
+                    let stopped = nat::open().and_then(|socket| nat::stop(socket, pods, self.who));
+                    stopped.map_err(|e| e.to_string())
+                }
                 Step::Reserved(chosen) => self.release(chosen),
             };
             // The runtime gets the first failure and calls DEL, which finds whatever is left.
