@@ -15,7 +15,6 @@ pub mod neighbour;
 pub mod netlink;
 pub mod netns;
 pub mod nft;
-pub mod packet;
 pub mod route;
 mod sys;
 pub mod sysctl;

@@ -109,30 +109,3 @@ fn send_and_wait(socket: BorrowedFd<'_>, message: &[u8]) -> i32 {
         Ok(_) => answer[16..].first_chunk().map_or(0, |number| i32::from_ne_bytes(*number).saturating_neg()),
     }
 }
-
-/// Sends `frame` on interface `device` through a packet socket (packet(7)).
-pub(crate) fn send_on(socket: impl AsFd, device: u32, ethertype: u16, frame: &[u8]) -> Result<(), Errno> {
-    let address = libc::sockaddr_ll {
-        sll_family: libc::AF_PACKET as u16,
-        sll_protocol: ethertype.to_be(),
-        sll_ifindex: device.cast_signed(),
-        sll_hatype: 0,
-        sll_pkttype: 0,
-        sll_halen: 0,
-        sll_addr: [0; 8],
-    };
-    // JUSTIFICATION: neither std nor rustix has the addresses of packet sockets.
-    // SAFETY: the descriptor is open for as long as it is borrowed; the kernel reads `frame.len()` bytes of
-    // the frame and the size of `sockaddr_ll` of the address, both of which outlive the call.
-    let sent = unsafe {
-        libc::sendto(
-            socket.as_fd().as_raw_fd(),
-            frame.as_ptr().cast(),
-            frame.len(),
-            0,
-            (&raw const address).cast(),
-            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
-        )
-    };
-    if sent < 0 { Err(last_errno()) } else { Ok(()) }
-}

@@ -1,14 +1,10 @@
-//! Flows made and judged with the `conntrack` tool; and one raw frame.
+//! Flows made and judged with the `conntrack` tool.
 
 mod world;
 
 use std::net::SocketAddr;
 
-use linux::{
-    conntrack::{Filter, Socket},
-    netlink::RouteSocket,
-    packet,
-};
+use linux::conntrack::{Filter, Socket};
 use netmodel::Protocol;
 use world::{in_namespace, run};
 
@@ -123,25 +119,5 @@ fn a_later_flow_with_the_same_addresses_is_kept() {
         }
         assert!(socket.delete(&before)[0].is_ok());
         assert_eq!(listed("ipv4", "10.244.2.6"), 1);
-    });
-}
-
-#[test]
-fn a_frame_is_sent_as_it_is() {
-    in_namespace(|| {
-        run("ip link add veth0 type veth peer name veth1");
-        run("ip link set veth0 up");
-        let name = "veth0".parse().unwrap();
-        let index = RouteSocket::open().unwrap().link(&name).unwrap().unwrap().index;
-        let frame: Vec<u8> =
-            [[0xff; 6], [2, 0, 0, 0, 0, 1]].concat().into_iter().chain([8, 6]).chain([0; 28]).collect();
-        assert_eq!(packet::send(index, &name, &frame[..13]).unwrap_err().raw_os_error(), Some(22));
-        run("ip link set veth1 up");
-        let received = || run("ip -s -j link show veth1");
-        let before = received();
-        packet::send(index, &name, &frame).unwrap();
-        assert_ne!(before, received());
-        let error = packet::send(4711, &name, &frame).unwrap_err();
-        assert!(error.is_not_found() && error.to_string() == "failed to send a frame on veth0", "{error}");
     });
 }
