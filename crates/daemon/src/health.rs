@@ -2,7 +2,8 @@
 //!
 //! `/healthz` answers 200 as long as the process serves, so that a liveness probe does not kill a
 //! daemon which merely waits; the sentence about what it waits for is in the body. `/readyz` answers
-//! 503 with that sentence until the first success, and 200 from then on while nothing is wrong.
+//! 503 with that sentence until the first success, and 200 from then on: the data plane stays up while a
+//! source is away.
 
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 

@@ -144,7 +144,7 @@ impl Fields {
         }
     }
 
-    /// A number that is not negative; 0 where there is none.
+    /// A number that is not negative; `default` where there is none.
     fn number(&mut self, name: &str, default: u64) -> u64 {
         match self.object.get(name).cloned() {
             None => default,
