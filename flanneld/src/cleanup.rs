@@ -11,6 +11,7 @@ use crate::{
     commands::{need_privilege, print},
     firewall::Firewall,
     flags::Settings,
+    linux::ours,
     lock,
     status::{self, Status},
 };
@@ -64,9 +65,9 @@ fn remove(device: &IfName, status: &Status) -> anyhow::Result<()> {
     let index = link.as_ref().map(|link| link.index);
     let mut requests = Vec::new();
     for route in socket.routes(of_ours)? {
-        let inside = network.is_some_and(|network| network.covers(&route.destination));
         // Those of other programs of Weft have the same number.
-        if (index.is_some() && route.device == index) || (inside && route.device.is_none()) {
+        let inside = network.is_some_and(|network| ours(&route, index, &network).is_some());
+        if inside || (index.is_some() && route.device == index) {
             requests.push(route.delete(device));
         }
     }

@@ -43,6 +43,8 @@ pub struct Firewall {
     want: Option<Want>,
     /// Something may be other than we left it.
     dirty: bool,
+    /// Our table has been as it is wanted now.
+    in_place: bool,
     warnings: Vec<String>,
 }
 
@@ -75,7 +77,14 @@ impl Firewall {
     /// # Errors
     /// The kernel has no netlink for netfilter.
     pub fn open(wishes: Wishes) -> Result<Self, linux::Error> {
-        Ok(Self { socket: Socket::open()?, wishes, want: None, dirty: true, warnings: Vec::new() })
+        Ok(Self {
+            socket: Socket::open()?,
+            wishes,
+            want: None,
+            dirty: true,
+            in_place: false,
+            warnings: Vec::new(),
+        })
     }
 
     /// What the kernel calls our changes.
@@ -88,8 +97,16 @@ impl Firewall {
     pub fn aim(&mut self, device: &IfName, own: Subnet, network: Subnet) {
         let table = masquerade::table(device, own, network, self.wishes);
         let want = Some(Want { device: device.clone(), network, table });
-        self.dirty |= self.want != want;
+        if self.want != want {
+            (self.dirty, self.in_place) = (true, false);
+        }
         self.want = want;
+    }
+
+    /// Packets of pods meet the rules that are wanted.
+    #[must_use]
+    pub const fn is_in_place(&self) -> bool {
+        self.in_place
     }
 
     /// Somebody may have changed something.
@@ -104,6 +121,7 @@ impl Firewall {
     pub fn reconcile(&mut self) -> Result<Vec<String>, FirewallError> {
         let (Some(want), true) = (self.want.clone(), self.dirty) else { return Ok(Vec::new()) };
         self.own_table(&want).map_err(FirewallError)?;
+        self.in_place = true;
         let network = self.wishes.forward.then_some(want.network);
         let failures: Vec<_> = match self.forward_rules(&want.device, network) {
             Ok(()) => Vec::new(),
@@ -258,11 +276,14 @@ pub fn watch(inbox: Arc<Inbox>, own: Arc<AtomicU32>) -> std::io::Result<()> {
     thread::Builder::new().name("nft-events".to_owned()).spawn(move || {
         loop {
             match Events::open() {
-                Ok(events) => follow(&inbox, &own, events),
+                Ok(events) => {
+                    // What happened before the subscription.
+                    inbox.post(|pending| pending.firewall = true);
+                    follow(&inbox, &own, events);
+                }
                 Err(error) => tracing::debug!("{}", daemon::one_line(&error)),
             }
             thread::sleep(SETTLE);
-            inbox.post(|pending| pending.firewall = true);
         }
     })?;
     Ok(())

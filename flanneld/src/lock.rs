@@ -11,6 +11,8 @@ use std::{
         },
     },
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use netmodel::IfName;
@@ -39,6 +41,11 @@ pub enum LockError {
     },
 }
 
+/// How often a subnet file that seems to be held is looked at.
+const LOOKS: u32 = 3;
+/// The time between two looks.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
 /// Holds a subnet file; released when dropped, or when the process ends in whatever way.
 #[derive(Debug)]
 pub struct FileLock(#[expect(dead_code, reason = "the open file is the lock")] File);
@@ -55,11 +62,16 @@ pub fn subnet_file(path: &Path) -> Result<FileLock, LockError> {
     }
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o644).open(&beside);
     let file = file.map_err(failed)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(FileLock(file)),
-        Err(Errno::WOULDBLOCK) => Err(LockError::FileHeld(path.to_owned())),
-        Err(errno) => Err(failed(errno.into())),
+    for look in 1.. {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            // `flanneld status` holds it for a moment, in `is_held`.
+            Err(Errno::WOULDBLOCK) if look < LOOKS => thread::sleep(LOOK_AGAIN),
+            Err(Errno::WOULDBLOCK) => return Err(LockError::FileHeld(path.to_owned())),
+            Err(errno) => return Err(failed(errno.into())),
+        }
     }
+    Ok(FileLock(file))
 }
 
 /// Somebody holds the subnet file; `None` where that can't be told.

@@ -313,11 +313,7 @@ impl Loop {
         self.watch();
         let Self { target, hold, facts, reporter, overlay_trouble, host_trouble, .. } = self;
         let problem = overlay_trouble.0.last().or(host_trouble.0.last()).map(str::to_owned);
-        let up = hold.as_ref().and_then(|hold| hold.shadow.as_ref()).is_some_and(|have| {
-            target.as_ref().is_some_and(|target| {
-                have.device == target.want.device && have.addresses == target.want.addresses
-            })
-        });
+        let up = hold.as_ref().zip(target.as_ref()).is_some_and(|(hold, target)| hold.is_up(&target.want));
         if let (Some(target), true) = (&*target, up) {
             reporter.write_subnet_file(&target.assignment, &target.facts);
         }
@@ -445,6 +441,12 @@ impl Hold {
         }
         self.shadow = Some(have);
         Ok(failures)
+    }
+
+    /// Pods can be made: the device is there, and their packets meet the rules.
+    fn is_up(&self, want: &Overlay) -> bool {
+        let is_there = |have: &Overlay| have.device == want.device && have.addresses == want.addresses;
+        self.firewall.is_in_place() && self.shadow.as_ref().is_some_and(is_there)
     }
 
     /// What a user should know, though the overlay works.

@@ -335,6 +335,18 @@ fn peers_on_the_same_link_are_reached_without_a_tunnel_where_that_is_wanted() ->
 }
 
 #[test]
+fn cleanup_takes_routes_without_a_tunnel_too() -> Result<()> {
+    let Some(mut node) = Node::new()? else { return Ok(()) };
+    node.leases_with(&json!({"Type": "vxlan", "DirectRouting": true}), &borrowed(&peers(&[3])))?;
+    node.start()?;
+    node.shows("ip route", "10.5.3.0/24 via 192.0.2.3 dev eth0 proto 154", PATIENCE)?;
+    node.flanneld.take().context("not started")?.terminate(PATIENCE)?;
+    node.command("cleanup").ok()?;
+    assert_eq!(node.shown("ip route show proto 154")?, "");
+    Ok(())
+}
+
+#[test]
 fn a_plan_is_printed_and_nothing_is_done() -> Result<()> {
     let Some(node) = Node::new()? else { return Ok(()) };
     node.leases(&borrowed(&peers(&[3])))?;
