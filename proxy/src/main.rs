@@ -1,7 +1,7 @@
 //! `weft-proxy`: leads connections to Services to their endpoints, by nftables.
 #![forbid(unsafe_code)]
 
-use std::{fs, path::Path, process::ExitCode};
+use std::{fs, io::Write, path::Path, process::ExitCode};
 
 use anyhow::Context;
 use weft_proxy::{
@@ -15,7 +15,8 @@ use weft_proxy::{
 fn main() -> ExitCode {
     let settings = match flags::parse_own() {
         Outcome::Text(text) => {
-            println!("{}", text.trim_end());
+            // A reader that went away has read enough.
+            let _ = show(&format!("{}\n", text.trim_end()));
             return ExitCode::SUCCESS;
         }
         Outcome::Wrong(mistakes) => {
@@ -43,7 +44,7 @@ fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
     let name = || node::node_name(settings).context("this host has no name: give --hostname-override");
     match settings.command {
         Command::Run => run::run(settings.clone(), name()?)?,
-        Command::Plan => print!("{}", Runner::new(settings.clone(), name()?)?.plan()?),
+        Command::Plan => show(&Runner::new(settings.clone(), name()?)?.plan()?)?,
         Command::Cleanup => cleanup(settings)?,
         Command::Status { json } => return status(settings, json),
     }
@@ -67,12 +68,12 @@ fn status(settings: &Settings, json: bool) -> anyhow::Result<ExitCode> {
     if !Path::new(&format!("/proc/{}", status.pid)).exists() {
         eprintln!("process {} runs no more; what it left in the kernel stays", status.pid);
     }
-    if json {
-        print!("{text}");
-    } else {
-        print!("{status}");
-    }
+    show(&if json { text } else { status.to_string() })?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn show(text: &str) -> anyhow::Result<()> {
+    std::io::stdout().write_all(text.as_bytes()).context("failed to write to standard output")
 }
 
 /// The error on one line, with what to do about it where we know.

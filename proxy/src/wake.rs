@@ -1,12 +1,15 @@
 //! Why the loop wakes up. Whoever wakes it never acts itself.
 
-use std::{io, sync::mpsc::Sender, thread};
+use std::{io, sync::mpsc::Sender, thread, time::Duration};
 
 use linux::{netlink::MachineEvents, nft};
 use proxy_core::tables::Config;
 use ruleset::Family;
 
 use crate::source::file::Touched;
+
+/// How long to wait after a subscription failed.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// A reason to wake up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +37,7 @@ pub fn table_events(own: u32, wake: Sender<Wake>) -> anyhow::Result<()> {
                 Ok(changed) => {
                     changed.iter().any(|c| c.table == ours && c.family == Family::Ip && c.by != own)
                 }
-                Err(_) => true, // lost events: what happened is read from the kernel
+                Err(error) => was_lost(&error),
             };
             if is_foreign && wake.send(Wake::Table).is_err() {
                 return;
@@ -51,13 +54,21 @@ pub fn machine_events(wake: Sender<Wake>) -> anyhow::Result<()> {
     let mut events = MachineEvents::open()?;
     start("machine-events", move || {
         loop {
-            // Lost events: what happened is read from the kernel.
-            let matters = events.wait(None).unwrap_or(true);
+            let matters = events.wait(None).unwrap_or_else(|error| was_lost(&error));
             if matters && wake.send(Wake::Machine).is_err() {
                 return;
             }
         }
     })
+}
+
+/// Lost events: what happened is read from the kernel, but not in a hurry where it fails for another reason,
+/// which may last.
+fn was_lost(error: &linux::Error) -> bool {
+    if !error.is_overrun() {
+        thread::sleep(PAUSE);
+    }
+    true
 }
 
 /// Wakes the loop when SIGTERM or SIGINT asks the process to end.
