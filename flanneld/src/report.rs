@@ -4,7 +4,12 @@ use std::{fs, path::PathBuf};
 
 use daemon::{OnChange, file, health::Health, notify};
 use overlay_core::{
-    backend::vxlan, desired, host::NodeFacts, lease::Assignment, overlay::Overlay, wire::SubnetEnv,
+    backend::vxlan,
+    desired,
+    host::NodeFacts,
+    lease::Assignment,
+    overlay::{Hop, Overlay},
+    wire::SubnetEnv,
 };
 
 use crate::{
@@ -150,7 +155,8 @@ impl Status {
 
     /// Fills in whom this node can reach, and whom not.
     pub fn set_overlay(&mut self, want: &Overlay, skipped: &[desired::Skipped]) {
-        self.peers = want.neighbours.len();
+        let leads_to_peer = |hop: &&Hop| matches!(hop, Hop::Tunnel(_) | Hop::Direct(_));
+        self.peers = want.routes.values().filter(leads_to_peer).count();
         let line = |s: &desired::Skipped| Skipped { lease: s.key.clone(), reason: s.reason.to_string() };
         self.skipped = skipped.iter().map(line).collect();
     }

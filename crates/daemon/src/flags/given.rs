@@ -95,12 +95,6 @@ impl Given {
         &self.warnings
     }
 
-    /// The flag was given, on the command line or in the environment.
-    #[must_use]
-    pub fn is_given(&self, name: &str) -> bool {
-        self.values.contains_key(name)
-    }
-
     /// The value of a flag, its default where it was not given.
     #[must_use]
     pub fn text(&self, name: &str) -> &str {
