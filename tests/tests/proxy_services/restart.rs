@@ -36,6 +36,13 @@ fn a_kill_and_a_restart_cost_no_connection() -> Result<()> {
     Ok(())
 }
 
+/// The number that `nft` writes as two hexadecimal halves, `1:f003`.
+fn class_id(text: &str) -> Option<u64> {
+    let (high, low) = text.split_once(':')?;
+    let half = |text: &str| if text.is_empty() { Ok(0) } else { u64::from_str_radix(text, 16) };
+    Some(half(high).ok()? << 16 | half(low).ok()?)
+}
+
 /// What the table says, whatever numbers it says it with: each front end with its chain and endpoints, and all
 /// other elements. As `nft -j` reads it.
 fn meaning(world: &World) -> Result<BTreeSet<String>> {
@@ -54,7 +61,7 @@ fn meaning(world: &World) -> Result<BTreeSet<String>> {
         }
     }
     let of = |name: &str| elements.get(name).into_iter().flatten();
-    let number = |value: &Value| value.as_u64().unwrap_or_default();
+    let number = |value: &Value| value.as_u64().or_else(|| class_id(value.as_str()?)).unwrap_or_default();
     let mut rows: BTreeMap<u64, Vec<String>> = BTreeMap::new();
     for row in of("endpoints") {
         rows.entry(number(&plain(&row[0])["concat"][0])).or_default().push(row[1].to_string());
