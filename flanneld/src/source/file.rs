@@ -16,8 +16,8 @@
 //! `config` is what etcd has at `<prefix>/config`, each lease what it has at `<prefix>/subnets/<key>`.
 //! `own` names this node's lease; without it, the subnet is chosen as in etcd: the lease with this node's
 //! device or public address, else the subnet of `subnet.env`, else the first free one. Nothing is ever
-//! written to the file. When it changes it is read again; while it can't be read or is not valid, what was
-//! read before stays.
+//! written to the file. When it changes its leases are read again; while it can't be read or is not valid,
+//! what was read before stays.
 
 use std::{
     fs, io,
@@ -107,12 +107,23 @@ struct Document {
 /// # Errors
 /// The file cannot be read or is not valid, or there is no subnet for this node.
 pub fn read(path: &Path, facts: &NodeFacts) -> Result<Assignment, FileError> {
+    read_under(path, facts, None).map(|(assignment, _)| assignment)
+}
+
+/// The same under the configuration `used`, if there is one already; and whether the file has another one.
+fn read_under(
+    path: &Path,
+    facts: &NodeFacts,
+    used: Option<&Config>,
+) -> Result<(Assignment, bool), FileError> {
     let at = || path.to_owned();
     let text = fs::read_to_string(path).map_err(|cause| FileError::Read { path: at(), cause })?;
     let document: Document =
         serde_json::from_str(&text).map_err(|cause| FileError::Parse { path: at(), cause })?;
-    let config = Config::parse(&document.config.to_string())
+    let written = Config::parse(&document.config.to_string())
         .map_err(|cause| FileError::Config { path: at(), cause })?;
+    let is_other = used.is_some_and(|used| *used != written);
+    let config = used.cloned().unwrap_or(written);
     let leases: Vec<RawLease> = document.leases.into_iter().zip(1..).map(raw_lease).collect();
     let own = match &document.own {
         Some(own) => named(own, &leases, &config, facts)
@@ -124,7 +135,7 @@ pub fn read(path: &Path, facts: &NodeFacts) -> Result<Assignment, FileError> {
             choice.map_err(|cause| FileError::NoSubnet { path: at(), cause })?.lease
         }
     };
-    Ok(Assignment { config, own, note: None, leases: leases.into() })
+    Ok((Assignment { config, own, note: None, leases: leases.into() }, is_other))
 }
 
 /// This node's lease, where the file names it.
@@ -148,8 +159,13 @@ pub(super) async fn follow(path: &Path, mut ports: Ports) -> Fatal {
         // Looked at first: a change while the file is read is seen the next time.
         let now = fingerprint(path);
         if before.as_ref() != Some(&(now, facts.clone())) {
-            match read(path, &facts) {
-                Ok(assignment) => publish(&ports, assignment, &mut said),
+            // As with etcd: device and rules hang on the configuration that was read at the start.
+            let used = ports.view.borrow().assignment.as_ref().map(|assignment| assignment.config.clone());
+            match read_under(path, &facts, used.as_ref()) {
+                Ok((assignment, is_other)) => {
+                    let problem = is_other.then(|| config_changed(path));
+                    publish(&ports, assignment, problem, &mut said);
+                }
                 Err(FileError::NoSubnet { cause, .. })
                     if matches!(cause, NoSubnet::AllOverlap { .. })
                         && ports.view.borrow().assignment.is_none() =>
@@ -174,11 +190,21 @@ pub(super) async fn follow(path: &Path, mut ports: Ports) -> Fatal {
     }
 }
 
-fn publish(ports: &Ports, assignment: Assignment, said: &mut OnChange) {
-    if said.clear() {
-        tracing::info!("the file can be used again");
+fn config_changed(path: &Path) -> String {
+    format!(
+        "the configuration in {} has changed; the one that was read at the start stays in use until flanneld is \
+         restarted",
+        path.display()
+    )
+}
+
+fn publish(ports: &Ports, assignment: Assignment, problem: Option<String>, said: &mut OnChange) {
+    match &problem {
+        Some(problem) if said.is_new(problem) => tracing::warn!("{problem}"),
+        None if said.clear() => tracing::info!("the file can be used again"),
+        _ => {}
     }
-    let state = SourceState { connected: true, problem: None };
+    let state = SourceState { connected: true, problem };
     ports.view.send_replace(View { assignment: Some(Arc::new(assignment)), state });
 }
 
@@ -305,6 +331,15 @@ mod tests {
         file.replace(&TWO.replace("10.5.34.0-24", "10.5.36.0-24"));
         let good = view.wait_for(|view| view.state.connected).await.unwrap().clone();
         assert!(good.assignment.unwrap().leases.iter().any(|lease| lease.key == "10.5.36.0-24"));
+        file.replace(&TWO.replace("10.5.0.0/16", "10.4.0.0/15"));
+        let other = view.wait_for(|view| view.state.problem.is_some()).await.unwrap().clone();
+        let (assignment, problem) = (other.assignment.unwrap(), other.state.problem.unwrap());
+        assert_eq!(assignment.config.network.to_string(), "10.5.0.0/16");
+        assert!(
+            problem.contains("has changed; the one that was read at the start stays in use"),
+            "{problem}"
+        );
+        assert!(assignment.leases.iter().any(|lease| lease.key == "10.5.34.0-24"));
         task.abort();
     }
 }
