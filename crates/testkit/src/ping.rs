@@ -13,6 +13,11 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use pnet_packet::icmp::echo_reply::EchoReplyPacket;
+use pnet_packet::icmp::echo_request::MutableEchoRequestPacket;
+use pnet_packet::icmp::{IcmpCode, IcmpTypes};
+use pnet_packet::ipv4::Ipv4Packet;
+use pnet_packet::util::checksum;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, ipproto, recv, sendto, socket};
 
@@ -124,30 +129,29 @@ impl Run {
         set_socket_timeout(&self.socket, Timeout::Recv, Some(limit)).ok()?;
         let (length, _) = recv(&self.socket, packet.as_mut_slice(), RecvFlags::empty()).ok()?;
         // A raw socket hands out the IP header too.
-        let header = usize::from(packet[0] & 0x0f) * 4;
-        let from = packet.get(12..16)?;
-        let icmp = packet.get(header..length)?;
-        let echo_reply = from == self.to.octets() && icmp.len() >= 8 && icmp[0] == 0;
-        let ours = echo_reply && icmp[4..6] == self.id.to_be_bytes();
-        ours.then(|| u16::from_be_bytes([icmp[6], icmp[7]]))
+        let ip = Ipv4Packet::new(packet.get(..length)?)?;
+        let icmp = packet.get(usize::from(ip.get_header_length()) * 4..length)?;
+        let reply = EchoReplyPacket::new(icmp)?;
+        let ours = ip.get_source() == self.to
+            && reply.get_icmp_type() == IcmpTypes::EchoReply
+            && reply.get_identifier() == self.id;
+        ours.then(|| reply.get_sequence_number())
     }
 }
 
 /// An echo request of 64 bytes.
 fn request(id: u16, sequence: u16) -> [u8; 64] {
-    let mut packet = [0x77; 64];
-    packet[..2].copy_from_slice(&[8, 0]);
-    packet[2..4].fill(0);
-    packet[4..6].copy_from_slice(&id.to_be_bytes());
-    packet[6..8].copy_from_slice(&sequence.to_be_bytes());
-    let words = packet.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
-    let mut sum: u32 = words.sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
+    let mut bytes = [0x77; 64];
+    if let Some(mut request) = MutableEchoRequestPacket::new(&mut bytes) {
+        request.set_icmp_type(IcmpTypes::EchoRequest);
+        request.set_icmp_code(IcmpCode(0));
+        request.set_identifier(id);
+        request.set_sequence_number(sequence);
+        request.set_checksum(0);
     }
-    let checksum = !u16::try_from(sum).unwrap_or_default();
-    packet[2..4].copy_from_slice(&checksum.to_be_bytes());
-    packet
+    let sum = checksum(&bytes, 1);
+    bytes[2..4].copy_from_slice(&sum.to_be_bytes());
+    bytes
 }
 
 /// One counter of the kernel's network statistics in a namespace, as `nstat` prints it.
