@@ -3,6 +3,7 @@
 use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
+    time::{Duration, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
@@ -134,6 +135,12 @@ impl Status {
     }
 }
 
+/// A time in seconds since 1970 as RFC 3339 writes it, which ends with the year 9999.
+fn utc(seconds: u64) -> Option<String> {
+    let time = UNIX_EPOCH + Duration::from_secs(Some(seconds).filter(|at| *at < 253_402_300_800)?);
+    Some(humantime::format_rfc3339_seconds(time).to_string())
+}
+
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match (self.ready, &self.problem) {
@@ -144,7 +151,7 @@ impl fmt::Display for Status {
         writeln!(f, "state      {state}")?;
         let node = &self.node;
         let mtu = node.mtu.map(|mtu| mtu.to_string());
-        let ends = node.lease_ends.map(|at| format!("{at} (seconds since 1970)"));
+        let ends = node.lease_ends.and_then(|at| utc(at));
         for (name, value) in [
             ("subnet", &node.subnet),
             ("network", &node.network),
@@ -191,5 +198,11 @@ mod tests {
         assert_eq!(serde_json::from_str::<Status>(&status.to_json()).unwrap(), status);
         assert_eq!(serde_json::from_str::<Status>(r#"{"ready":true,"new":1}"#).unwrap().pid, 0);
         assert!(status.to_string().starts_with("state      etcd is away\n"));
+    }
+
+    #[test]
+    fn a_time_is_readable_and_an_impossible_one_is_left_out() {
+        assert_eq!(utc(1_795_348_047).as_deref(), Some("2026-11-22T11:47:27Z"));
+        assert_eq!(utc(u64::MAX), None);
     }
 }
