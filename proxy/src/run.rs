@@ -176,9 +176,13 @@ impl Runner {
     /// The ruleset as text. Loaded by `nft -f`, it takes the place of what is there.
     ///
     /// # Errors
-    /// There are no manifests.
+    /// There are no manifests, or some can't be read: a plan without their Services would remove them.
     pub fn plan(mut self) -> anyhow::Result<String> {
         anyhow::ensure!(self.source.was_seen(), "there are no manifests to plan for");
+        anyhow::ensure!(
+            self.source.is_complete(),
+            "no plan: without the manifests that can't be read it would remove their Services"
+        );
         self.state.sync_with(&mut self.catalog, &mut Found::default(), Duration::ZERO);
         let (family, name) = (self.state.config().family, Config::table_name());
         Ok(format!("table {family} {name}\ndelete table {family} {name}\n\n{}", self.state.table()))
