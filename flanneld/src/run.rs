@@ -99,6 +99,8 @@ struct Hold {
     changed: bool,
     /// The shadow may differ from what is there: read all again.
     unsure: bool,
+    /// All was in place once: this kernel can do it, so a refusal no longer ends the daemon.
+    proven: bool,
     _lock: DeviceLock,
 }
 
@@ -244,8 +246,15 @@ impl Loop {
                 let kernel = LinuxKernel::open(scope).map_err(Fatal::Netlink)?;
                 let firewall = Firewall::open(firewall::wishes(&self.settings)).map_err(Fatal::Netlink)?;
                 self.links.nft_port.store(firewall.port(), Ordering::Relaxed);
-                self.hold =
-                    Some(Hold { kernel, firewall, shadow: None, unsure: true, changed: false, _lock: lock });
+                self.hold = Some(Hold {
+                    kernel,
+                    firewall,
+                    shadow: None,
+                    unsure: true,
+                    changed: false,
+                    proven: false,
+                    _lock: lock,
+                });
             }
         }
         if let Some(hold) = &mut self.hold {
@@ -393,14 +402,15 @@ impl Hold {
         // The rules first: no packet of a pod leaves without them.
         let mut failures = match self.firewall.reconcile() {
             Ok(failures) => failures,
-            Err(error) if error.is_final() => return Err(Fatal::Firewall(error)),
+            Err(error) if error.is_final() && !self.proven => return Err(Fatal::Firewall(error)),
             Err(error) => vec![daemon::one_line(&error)],
         };
         match self.reconcile(want) {
             Ok(more) => failures.extend(more),
-            Err(error) if error.is_final() => return Err(Fatal::Kernel(error)),
+            Err(error) if error.is_final() && !self.proven => return Err(Fatal::Kernel(error)),
             Err(error) => failures.push(daemon::one_line(&error)),
         }
+        self.proven |= self.is_up(want);
         Ok(failures)
     }
 

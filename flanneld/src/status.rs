@@ -151,7 +151,7 @@ impl fmt::Display for Status {
         writeln!(f, "state      {state}")?;
         let node = &self.node;
         let mtu = node.mtu.map(|mtu| mtu.to_string());
-        let ends = node.lease_ends.and_then(|at| utc(at));
+        let ends = node.lease_ends.and_then(utc);
         for (name, value) in [
             ("subnet", &node.subnet),
             ("network", &node.network),
