@@ -15,7 +15,8 @@ pub(super) async fn no_config(key: &str, endpoint: &str, settings: &EtcdSettings
         Some(value) => format!(
             "etcd holds no configuration at {key} (version 3 of its interface), but it does in version 2, which \
              `etcdctl mk` and `etcdctl set` write: copy it with `{}`",
-            command(key, endpoint, &value)
+            // On one line, however it was written: what JSON holds does not change by that.
+            command(key, endpoint, &value.split_whitespace().collect::<Vec<_>>().join(" "))
         ),
         None => format!(
             "etcd holds no configuration at {key}: write it, for example with `{}`",
@@ -25,7 +26,7 @@ pub(super) async fn no_config(key: &str, endpoint: &str, settings: &EtcdSettings
 }
 
 fn command(key: &str, endpoint: &str, value: &str) -> String {
-    format!("ETCDCTL_API=3 etcdctl --endpoints={endpoint} put {} {}", quoted(key), quoted(value.trim()))
+    format!("ETCDCTL_API=3 etcdctl --endpoints={endpoint} put {} {}", quoted(key), quoted(value))
 }
 
 /// A word as a shell takes it.
