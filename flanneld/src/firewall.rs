@@ -159,23 +159,36 @@ impl Firewall {
     }
 
     fn try_forward_rules(&mut self, device: &IfName, network: Option<Subnet>) -> Result<(), linux::Error> {
-        let (table, chain) = (Name::from(forward::TABLE), Name::from(forward::CHAIN));
-        let is_there = |c: &ForeignChain| c.family == Family::Ip && c.table == table && c.name == chain;
-        if !self.socket.base_chains(Hook::Forward)?.iter().any(is_there) {
-            return Ok(());
-        }
         // Only if nobody changed anything since: the place of our rules depends on theirs.
         let generation = self.socket.generation()?;
-        let have = match self.socket.rules(Family::Ip, &table, &chain) {
-            Err(error) if error.is_not_found() => return Ok(()),
-            have => have?,
-        };
-        let transaction = forward::diff(device, network, &have);
+        let transaction = self.forward_changes(device, network)?;
         if !transaction.is_empty() {
             self.socket.commit_at(&transaction, Some(generation))?;
-            tracing::info!("forward rules written to chain {chain} of table ip {table}");
+            tracing::info!(
+                "forward rules written to chain {} of table ip {}",
+                forward::CHAIN,
+                forward::TABLE
+            );
         }
         Ok(())
+    }
+
+    /// What is to be done in the chain of others; nothing where there is no such chain.
+    fn forward_changes(
+        &mut self,
+        device: &IfName,
+        network: Option<Subnet>,
+    ) -> Result<Transaction, linux::Error> {
+        let (table, chain) = (Name::from(forward::TABLE), Name::from(forward::CHAIN));
+        let is_there = |c: &ForeignChain| c.family == Family::Ip && c.table == table && c.name == chain;
+        let nothing = || Ok(Transaction::new(Family::Ip, table.clone()));
+        if !self.socket.base_chains(Hook::Forward)?.iter().any(is_there) {
+            return nothing();
+        }
+        match self.socket.rules(Family::Ip, &table, &chain) {
+            Err(error) if error.is_not_found() => nothing(),
+            have => Ok(forward::diff(device, network, &have?)),
+        }
     }
 
     /// What else could keep pods from each other.
@@ -244,12 +257,10 @@ impl Firewall {
             None if have.is_some() => lines.push(format!("delete table ip {name}")),
             _ => {}
         }
-        let (table, chain) = (Name::from(forward::TABLE), Name::from(forward::CHAIN));
         let network = self.wishes.forward.then_some(want.network);
-        let rules = self.socket.rules(Family::Ip, &table, &chain);
-        if rules.is_ok_and(|rules| !forward::diff(&want.device, network, &rules).is_empty()) {
+        if !self.forward_changes(&want.device, network)?.is_empty() {
             let what = if network.is_some() { "accept rules go into" } else { "accept rules leave" };
-            lines.push(format!("# two {what} chain {chain} of table ip {table}"));
+            lines.push(format!("# two {what} chain {} of table ip {}", forward::CHAIN, forward::TABLE));
         }
         Ok(lines)
     }

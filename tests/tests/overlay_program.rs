@@ -358,6 +358,7 @@ fn a_plan_is_printed_and_nothing_is_done() -> Result<()> {
     ] {
         assert!(plan.contains(part), "{part} is missing in\n{plan}");
     }
+    assert!(!plan.contains("chain FORWARD"), "there is none of others\n{plan}");
     assert_eq!(node.shown("ip -br link show type vxlan")?, "");
     assert_eq!(node.shown("nft list ruleset")?, "");
     assert!(!node.subnet_file().exists());
