@@ -5,7 +5,7 @@
 //! 503 with that sentence until the first success, and 200 from then on: the data plane stays up while a
 //! source is away.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use http_body_util::Full;
 use hyper::{
@@ -160,17 +160,6 @@ fn respond(health: &Health, request: &Request<Incoming>) -> Response<Full<Bytes>
     response
 }
 
-/// Serves the endpoints on a port that the kernel picks, and tells which: for tests of programs.
-///
-/// # Errors
-/// No port could be taken.
-pub async fn serve_anywhere(health: Health) -> io::Result<SocketAddr> {
-    let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).await?;
-    let address = listener.local_addr()?;
-    tokio::spawn(accept(health, listener));
-    Ok(address)
-}
-
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -189,7 +178,9 @@ mod tests {
     #[tokio::test]
     async fn health_and_readiness_follow_the_state() {
         let health = Health::new("flanneld");
-        let at = serve_anywhere(health.clone()).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        tokio::spawn(accept(health.clone(), listener));
         assert_eq!(get(at, "GET /healthz").await, "200 flanneld is running");
         assert_eq!(get(at, "GET /readyz").await, "503 flanneld is starting");
         health.set_waiting("no config at /x/config");

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! argv + environment --flags::Program::parse--> Given --the program's own check--> settings
-//! signals --Shutdown--> drain with a deadline --> exit
+//! signals --Shutdown--> what is being done is finished --> exit
 //! ```
 #![forbid(unsafe_code)]
 
