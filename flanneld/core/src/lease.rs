@@ -41,6 +41,26 @@ pub struct Lease {
     pub expires: Option<u64>,
 }
 
+impl Lease {
+    /// Its key, below `<prefix>/subnets/`.
+    #[must_use]
+    pub fn key(&self) -> String {
+        LeaseKey { subnet: self.subnet, ipv6: None }.to_string()
+    }
+
+    /// Its value.
+    #[must_use]
+    pub fn value(&self) -> String {
+        wire::vxlan_value(self.public_ip, self.vni, self.vtep_mac)
+    }
+
+    /// The record that belongs to it.
+    #[must_use]
+    pub const fn record(&self) -> NodeRecord {
+        NodeRecord { subnet: self.subnet, public_ip: self.public_ip }
+    }
+}
+
 /// What the source of leases knows, all of it: the latest one wins, nothing queues up.
 ///
 /// It goes from the source to the thread that owns the kernel in a `tokio::sync::watch` channel as
@@ -99,26 +119,6 @@ pub struct Choice {
     pub stale: Vec<RawLease>,
     /// A subnet that we would have taken again, and what of this host it overlaps.
     pub overlap: Option<(Subnet, HostPrefix)>,
-}
-
-impl Choice {
-    /// The key to write, below `<prefix>/subnets/`.
-    #[must_use]
-    pub fn key(&self) -> String {
-        LeaseKey { subnet: self.lease.subnet, ipv6: None }.to_string()
-    }
-
-    /// The value to write.
-    #[must_use]
-    pub fn value(&self) -> String {
-        wire::vxlan_value(self.lease.public_ip, self.lease.vni, self.lease.vtep_mac)
-    }
-
-    /// The record to write in the same transaction.
-    #[must_use]
-    pub fn record(&self) -> NodeRecord {
-        NodeRecord { subnet: self.lease.subnet, public_ip: self.lease.public_ip }
-    }
 }
 
 /// How a lease is written, so that nobody else's is overwritten.

@@ -29,7 +29,7 @@ fn check(
                     format!("replace reservation @{modified}")
                 }
             };
-            format!("{} {how}: {}{stale}", choice.key(), choice.reason)
+            format!("{} {how}: {}{stale}", choice.lease.key(), choice.reason)
         }
         Err(error) => error.to_string(),
     };
@@ -44,7 +44,7 @@ fn a_new_node_takes_a_free_subnet() {
     let mac = NodeIdentity([1; 16]).vtep_mac(Vni::try_from(1).unwrap());
     assert_eq!(choice.lease.vtep_mac, mac);
     assert_eq!(
-        choice.value(),
+        choice.lease.value(),
         format!(
             r#"{{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
         )

@@ -6,7 +6,7 @@ use netmodel::Subnet;
 use overlay_core::{
     host::NodeFacts,
     lease::{Lease, RawLease, holds},
-    wire::{LeaseKey, LeaseValue, NodeRecord, vxlan_value},
+    wire::{LeaseKey, LeaseValue},
 };
 use tokio::time::Instant;
 
@@ -66,23 +66,13 @@ pub(super) struct Term {
 impl Held {
     /// A lease that is about to be written for the first time.
     pub(super) fn new(lease: Lease) -> Self {
-        let key = LeaseKey { subnet: lease.subnet, ipv6: None }.to_string();
+        let key = lease.key();
         Self { lease, key, values: Vec::new(), modified: 0, ttl_lease: 0, granted: 0, renew_at: None }
-    }
-
-    /// The value that the lease ought to have.
-    pub(super) fn value(&self) -> String {
-        vxlan_value(self.lease.public_ip, self.lease.vni, self.lease.vtep_mac)
-    }
-
-    /// The record that belongs to it.
-    pub(super) fn record(&self) -> NodeRecord {
-        NodeRecord { subnet: self.lease.subnet, public_ip: self.lease.public_ip }
     }
 
     /// The value is about to be sent: from now on it may be there.
     pub(super) fn writing(&mut self) {
-        let value = self.value();
+        let value = self.lease.value();
         if !self.values.contains(&value) {
             self.values.push(value);
         }
@@ -90,7 +80,7 @@ impl Held {
 
     /// The value was written, at the revision `modified` and under `term`.
     pub(super) fn wrote(&mut self, modified: i64, term: Term) {
-        self.values = vec![self.value()];
+        self.values = vec![self.lease.value()];
         self.modified = modified;
         self.ttl_lease = term.ttl_lease;
         self.granted = term.ttl_lease;
@@ -124,7 +114,7 @@ impl Held {
 
     /// What is written there is not what the lease ought to say.
     pub(super) fn differs(&self, snapshot: &Snapshot) -> bool {
-        snapshot.leases.get(&self.key).is_none_or(|lease| lease.value != self.value())
+        snapshot.leases.get(&self.key).is_none_or(|lease| lease.value != self.lease.value())
     }
 
     /// It is time to renew.
@@ -186,11 +176,14 @@ mod tests {
     #[tokio::test]
     async fn a_lease_is_ours_gone_or_taken() {
         let held = held();
-        let other = held.value().replace("192.0.2.1", "192.0.2.9");
+        let other = held.lease.value().replace("192.0.2.1", "192.0.2.9");
         assert_eq!(held.standing(&snapshot(vec![])), Standing::Gone);
-        assert_eq!(held.standing(&snapshot(vec![raw("10.5.3.0-24", held.value(), 5, 5)])), Standing::Ours);
         assert_eq!(
-            held.standing(&snapshot(vec![raw("10.5.3.0-24", held.value(), 5, 9)])),
+            held.standing(&snapshot(vec![raw("10.5.3.0-24", held.lease.value(), 5, 5)])),
+            Standing::Ours
+        );
+        assert_eq!(
+            held.standing(&snapshot(vec![raw("10.5.3.0-24", held.lease.value(), 5, 9)])),
             Standing::Rewritten { modified: 9, ttl_lease: 7 }
         );
         assert_eq!(
@@ -206,15 +199,15 @@ mod tests {
     #[tokio::test]
     async fn a_write_whose_answer_was_lost_is_known_again() {
         let mut held = held();
-        let before = held.value();
+        let before = held.lease.value();
         held.lease.public_ip = "192.0.2.2".parse().unwrap();
         held.writing();
-        for value in [before, held.value()] {
+        for value in [before, held.lease.value()] {
             let found = held.standing(&snapshot(vec![raw("10.5.3.0-24", value, 5, 9)]));
             assert_eq!(found, Standing::Rewritten { modified: 9, ttl_lease: 7 });
         }
         held.wrote(9, TERM);
-        let old = held.value().replace("192.0.2.2", "192.0.2.1");
+        let old = held.lease.value().replace("192.0.2.2", "192.0.2.1");
         let found = held.standing(&snapshot(vec![raw("10.5.3.0-24", old, 5, 11)]));
         assert!(matches!(found, Standing::Taken { .. }));
     }
@@ -232,7 +225,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_older_of_two_leases_that_overlap_is_found() {
-        let value = held().value();
+        let value = held().lease.value();
         let ours = raw("10.5.3.0-24", value.clone(), 5, 5);
         let with = |other: RawLease| snapshot(vec![ours.clone(), other]);
         let older = with(raw("10.5.2.0-23", value.clone(), 4, 8));

@@ -230,10 +230,10 @@ impl Session {
         held.writing();
         let write = Write {
             key: held.key.clone(),
-            value: held.value(),
+            value: held.lease.value(),
             ttl_lease,
             condition,
-            record: (identity, held.record()),
+            record: (identity, held.lease.record()),
             outdated: self.snapshot.others_of(held.lease.subnet, identity),
         };
         let holds_already = held.modified != 0;
