@@ -8,7 +8,7 @@ use linux::{
     link::{self, BridgePort, Change, Kind, Link, Veth, VethIndexes},
     netlink::{Request, RouteSocket},
     netns::Netns,
-    route::Filter,
+    route::{ADVERTISED_PROTOCOL, Filter},
     sysctl,
 };
 use netmodel::{IfName, Subnet};
@@ -17,9 +17,6 @@ use crate::{
     failure::kernel,
     undo::{Step, Undo},
 };
-
-/// The protocol number of routes from routers' advertisements (`RTPROT_RA`).
-const ROUTER_ADVERTISEMENT: u8 = 9;
 
 /// The host's side of one attachment.
 pub(crate) struct Host<'a> {
@@ -123,7 +120,7 @@ impl Host<'_> {
     /// A host that forwards IPv6 no longer takes routes from routers' advertisements, unless told so:
     /// those interfaces go on that have brought one.
     fn keep_advertised_routes(&mut self) -> Result<(), Error> {
-        let filter = Filter { protocol: Some(ROUTER_ADVERTISEMENT), ..Filter::main(false) };
+        let filter = Filter { protocol: Some(ADVERTISED_PROTOCOL), ..Filter::main(false) };
         let routes = self.socket.routes(filter).map_err(|e| kernel(&e))?;
         for index in routes.iter().filter_map(|route| route.device) {
             let Some(uplink) = self.socket.link_by_index(index).map_err(|e| kernel(&e))? else { continue };

@@ -8,7 +8,10 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use linux::route::{Kind, MAIN_TABLE, Route, Scope};
+use linux::{
+    neighbour,
+    route::{Kind, MAIN_TABLE, Route, Scope},
+};
 use netmodel::{Mac, Mtu, ROUTE_PROTOCOL, Subnet};
 use overlay_core::{
     op::Change,
@@ -27,8 +30,6 @@ use rtnetlink::{
 
 use crate::wake::{Inbox, Interest};
 
-/// Set by somebody, not learned (linux/neighbour.h).
-const NUD_PERMANENT: u16 = 0x80;
 /// How long to wait before the connection is opened again.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -123,8 +124,7 @@ fn take_neighbour(inbox: &Inbox, message: &NeighbourMessage, is_there: bool) {
             _ => {}
         }
     }
-    // `bridge` sets NUD_NOARP beside it.
-    let permanent = is_there && u16::from(message.header.state) & NUD_PERMANENT != 0;
+    let permanent = is_there && neighbour::is_permanent(message.header.state.into());
     let change = match (message.header.family, ip, mac) {
         (AddressFamily::Bridge, ip, Some(mac)) => {
             let odd = special || ip.is_none();

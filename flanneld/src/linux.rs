@@ -21,11 +21,6 @@ use overlay_core::{
     overlay::{Device, Hop, Overlay, Remote, RouteKey},
 };
 
-/// `RTPROT_KERNEL`: routes that the kernel made itself.
-const KERNELS_OWN: u8 = 2;
-/// `RTN_BLACKHOLE`
-const BLACKHOLE: route::Kind = route::Kind::Other(6);
-
 /// Which part of the kernel's state is looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scope {
@@ -320,7 +315,7 @@ fn elsewhere(key: RouteKey, hop: Hop) -> Route {
     let route = Route { metric: Some(key.metric), ..Route::to(key.subnet) };
     match hop {
         Hop::Direct(gateway) => Route { gateway: Some(gateway.into()), ..route },
-        Hop::Tunnel(_) | Hop::Blackhole | Hop::Foreign(_) => Route { kind: BLACKHOLE, ..route },
+        Hop::Tunnel(_) | Hop::Blackhole | Hop::Foreign(_) => Route { kind: route::Kind::Blackhole, ..route },
     }
 }
 
@@ -333,14 +328,14 @@ pub(crate) fn ours(route: &Route, index: Option<u32>, network: &Subnet) -> Optio
     if route.table != route::MAIN_TABLE {
         return None;
     }
-    if route.kind == BLACKHOLE {
+    if route.kind == route::Kind::Blackhole {
         return (marked && inside).then_some((key, Hop::Blackhole));
     }
     let through_ours = index.is_some() && route.device == index;
     if let (Some(IpAddr::V4(gateway)), true) = (route.gateway, marked && inside && !through_ours) {
         return Some((key, Hop::Direct(gateway)));
     }
-    if !through_ours || !(marked || (inside && route.protocol != KERNELS_OWN)) {
+    if !through_ours || !(marked || (inside && route.protocol != route::KERNEL_PROTOCOL)) {
         return None;
     }
     let as_ours = marked && route.onlink && route.kind == route::Kind::Unicast && route.source.is_none();

@@ -15,6 +15,7 @@ use netmodel::{IfName, Mac};
 use crate::{
     Cause, Error,
     attribute::{address, attributes, garbled},
+    neighbour::is_permanent,
     netlink::{Message, Request, RouteSocket},
 };
 
@@ -118,7 +119,6 @@ const NDA_LLADDR: u16 = 2;
 const NDA_PORT: u16 = 6;
 const NDA_VNI: u16 = 7;
 const NDA_IFINDEX: u16 = 8;
-const NUD_PERMANENT: u16 = 0x80;
 /// Bytes of `struct ndmsg`.
 const HEADER: usize = 12;
 
@@ -134,8 +134,7 @@ fn read(message: Message<'_>) -> Result<Option<Entry>, Cause> {
             _ => {}
         }
     }
-    // `bridge` sets NUD_NOARP beside it.
-    let permanent = u16::from(header.state) & NUD_PERMANENT != 0;
+    let permanent = is_permanent(header.state.into());
     Ok(mac.map(|mac| Entry { device: header.ifindex, mac, destination, permanent, special }))
 }
 

@@ -15,6 +15,9 @@ use crate::{
     netlink::{Message, Request, RouteSocket},
 };
 
+/// Set by somebody, not learned (linux/neighbour.h).
+const NUD_PERMANENT: u16 = 0x80;
+
 /// One neighbour entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Neighbour {
@@ -93,10 +96,17 @@ impl Neighbour {
     }
 }
 
+/// The number of a neighbour's or forwarding entry's state says that it is permanent, possibly among other
+/// things: `bridge` sets `NUD_NOARP` beside it.
+#[must_use]
+pub const fn is_permanent(state: u16) -> bool {
+    state & NUD_PERMANENT != 0
+}
+
 impl State {
     const fn number(self) -> u16 {
         match self {
-            Self::Permanent => 0x80,
+            Self::Permanent => NUD_PERMANENT,
             Self::NoArp => 0x40,
             Self::Learned(number) => number,
         }
@@ -106,7 +116,7 @@ impl State {
 impl From<u16> for State {
     fn from(number: u16) -> Self {
         match number {
-            0x80 => Self::Permanent,
+            NUD_PERMANENT => Self::Permanent,
             0x40 => Self::NoArp,
             number => Self::Learned(number),
         }

@@ -21,6 +21,10 @@ use crate::{
 
 /// The table of ordinary routes (`RT_TABLE_MAIN`).
 pub const MAIN_TABLE: u32 = 254;
+/// The protocol of routes that the kernel made itself (`RTPROT_KERNEL`).
+pub const KERNEL_PROTOCOL: u8 = 2;
+/// The protocol of routes from routers' advertisements (`RTPROT_RA`).
+pub const ADVERTISED_PROTOCOL: u8 = 9;
 
 /// One route.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +72,9 @@ pub enum Kind {
     Unicast,
     /// Delivers it to this host.
     Local,
-    /// Anything else: broadcast, blackhole, ...
+    /// Drops it.
+    Blackhole,
+    /// Anything else: broadcast, unreachable, ...
     Other(u8),
 }
 
@@ -194,6 +200,7 @@ impl Kind {
         match self {
             Self::Unicast => 1,
             Self::Local => 2,
+            Self::Blackhole => 6,
             Self::Other(number) => number,
         }
     }
@@ -204,6 +211,7 @@ impl From<u8> for Kind {
         match number {
             1 => Self::Unicast,
             2 => Self::Local,
+            6 => Self::Blackhole,
             number => Self::Other(number),
         }
     }
