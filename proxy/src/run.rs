@@ -407,8 +407,7 @@ impl Runner {
             NodePorts::All => self.machine.all(),
             NodePorts::At(addresses) => addresses.union(own).copied().collect(),
         };
-        let service_ranges = self.catalog.service_ranges();
-        let scope = Scope { node_addresses, service_ranges, only: Some(self.touched.clone()) };
+        let scope = Scope { node_addresses, only: self.touched.clone() };
         let forgotten = self.kernel.forget_stale(&scope, &self.state)?;
         self.touched.clear();
         Ok(forgotten)

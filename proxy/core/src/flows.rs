@@ -10,7 +10,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use netmodel::{Port, Protocol, Subnet};
+use netmodel::{Port, Protocol};
 
 use crate::{state::State, tables::Front};
 
@@ -28,10 +28,8 @@ pub struct Flow {
 pub struct Scope {
     /// The addresses at which node ports are open.
     pub node_addresses: BTreeSet<IpAddr>,
-    /// The ranges that cluster IPs are taken from, as far as known.
-    pub service_ranges: BTreeSet<Subnet>,
-    /// Only flows to these front ends are looked at; `None`: to any.
-    pub only: Option<BTreeSet<Front>>,
+    /// Only flows to these front ends are looked at: those that changed or went.
+    pub only: BTreeSet<Front>,
 }
 
 impl Scope {
@@ -44,16 +42,11 @@ impl Scope {
         let at_node = self.node_addresses.contains(&address).then_some(Front::Node(Protocol::Udp, port));
         let fronts = [Some(cluster), at_node].into_iter().flatten();
         let translated = flow.destination != flow.answers_from;
-        let mut looked_at = fronts.filter(|f| self.only.as_ref().is_none_or(|only| only.contains(f)));
-        looked_at.any(|front| match state.behind(&front) {
+        fronts.filter(|front| self.only.contains(front)).any(|front| match state.behind(&front) {
             Some(behind) => !behind.serving.contains(&flow.answers_from),
-            // A front end that nobody has: it must have been one, and have been translated.
-            None => translated && (self.only.is_some() || self.is_service(&front)),
+            // A front end that just went: only what was translated was led by it.
+            None => translated,
         })
-    }
-
-    fn is_service(&self, front: &Front) -> bool {
-        matches!(front, Front::Cluster(address, ..) if self.service_ranges.iter().any(|r| r.contains(*address)))
     }
 }
 
@@ -66,12 +59,9 @@ mod tests {
         Flow { destination: destination.parse().unwrap(), answers_from: answers_from.parse().unwrap() }
     }
 
-    fn scope(ranges: &[&str]) -> Scope {
-        Scope {
-            node_addresses: ["192.0.2.1".parse().unwrap()].into(),
-            service_ranges: ranges.iter().map(|range| range.parse().unwrap()).collect(),
-            only: None,
-        }
+    /// What is looked at after what just happened in `world`.
+    fn scope(world: &mut World) -> Scope {
+        Scope { node_addresses: ["192.0.2.1".parse().unwrap()].into(), only: world.state.take_touched() }
     }
 
     /// One Service at 10.96.0.1 (UDP 53) with endpoints 10.244.1.1 and 10.244.2.2 (UDP 5353).
@@ -81,7 +71,8 @@ mod tests {
 
     #[test]
     fn a_flow_whose_endpoint_no_longer_answers_is_stale() {
-        let (world, scope) = (world(), scope(&[]));
+        let mut world = world();
+        let scope = scope(&mut world);
         let stale =
             |destination, answers_from| scope.is_stale(&flow(destination, answers_from), &world.state);
         assert!(!stale("10.96.0.1:53", "10.244.1.1:5353") && !stale("10.96.0.1:53", "10.244.2.2:5353"));
@@ -99,13 +90,11 @@ mod tests {
         world.state.take_touched();
         world.change(&[service("web", "10.96.0.1", None, &[])], std::time::Duration::ZERO);
         let old = flow("10.96.0.1:53", "10.244.1.1:5353");
-        assert!(scope(&[]).is_stale(&old, &world.state), "scaled to zero");
+        assert!(scope(&mut world).is_stale(&old, &world.state), "scaled to zero");
+        assert!(!scope(&mut world).is_stale(&old, &world.state), "looked at already");
         world.change(&[], std::time::Duration::ZERO);
-        assert!(!scope(&[]).is_stale(&old, &world.state), "not known to have been ours");
-        assert!(scope(&["10.96.0.0/12"]).is_stale(&old, &world.state), "known by the service range");
-        let only = Some(world.state.take_touched());
-        let touched = Scope { only, ..scope(&[]) };
-        assert!(touched.is_stale(&old, &world.state), "known because it just went");
+        let touched = scope(&mut world);
+        assert!(touched.is_stale(&old, &world.state), "it just went");
         assert!(!touched.is_stale(&flow("10.96.0.9:53", "10.244.1.1:5353"), &world.state));
     }
 }
