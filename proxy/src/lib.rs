@@ -8,6 +8,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod alone;
 pub mod flags;
 pub mod kernel;
 pub mod node;

@@ -1,10 +1,15 @@
 //! `weft-proxy`: leads connections to Services to their endpoints, by nftables.
 #![forbid(unsafe_code)]
 
-use std::{fs, io::Write, path::Path, process::ExitCode};
+use std::{
+    fs,
+    io::{ErrorKind, Write},
+    process::ExitCode,
+};
 
-use anyhow::Context;
+use anyhow::{Context, bail, ensure};
 use weft_proxy::{
+    alone,
     flags::{self, Command, Outcome, Settings},
     kernel::Kernel,
     node,
@@ -32,7 +37,7 @@ fn main() -> ExitCode {
         tracing::warn!("{warning}");
     }
     match work(&settings) {
-        Ok(code) => code,
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("weft-proxy: {}", explain(&error));
             ExitCode::FAILURE
@@ -40,19 +45,21 @@ fn main() -> ExitCode {
     }
 }
 
-fn work(settings: &Settings) -> anyhow::Result<ExitCode> {
+fn work(settings: &Settings) -> anyhow::Result<()> {
     let name = || node::node_name(settings).context("this host has no name: give --hostname-override");
     match settings.command {
-        Command::Run => run::run(settings.clone(), name()?)?,
-        Command::Plan => show(&Runner::new(settings.clone(), name()?)?.plan()?)?,
-        Command::Cleanup => cleanup(settings)?,
-        Command::Status { json } => return status(settings, json),
+        Command::Run => run::run(settings.clone(), name()?),
+        Command::Plan => show(&Runner::new(settings.clone(), name()?)?.plan()?),
+        Command::Cleanup => cleanup(settings),
+        Command::Status { json } => status(settings, json),
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// Removes the table, the routes and the status file.
 fn cleanup(settings: &Settings) -> anyhow::Result<()> {
+    // A proxy that runs would put everything back at once.
+    let alone = alone::become_alone().context("failed to look for another weft-proxy")?;
+    let _alone = alone.context("a weft-proxy runs here; end it first")?;
     let mut kernel = Kernel::open()?;
     kernel.delete_table()?;
     let machine = kernel.machine()?;
@@ -61,15 +68,17 @@ fn cleanup(settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn status(settings: &Settings, json: bool) -> anyhow::Result<ExitCode> {
+/// Shows what a running proxy holds; an error if none runs.
+fn status(settings: &Settings, json: bool) -> anyhow::Result<()> {
     let path = &settings.status_file;
-    let (text, status) = Status::read(path)
-        .with_context(|| format!("no weft-proxy seems to run here: failed to read {}", path.display()))?;
-    if !Path::new(&format!("/proc/{}", status.pid)).exists() {
-        eprintln!("process {} runs no more; what it left in the kernel stays", status.pid);
-    }
+    let running = alone::is_other_running().context("failed to look for a weft-proxy")?;
+    let (text, status) = match Status::read(path) {
+        Err(error) if !running && error.kind() == ErrorKind::NotFound => bail!("no weft-proxy runs here"),
+        read => read.with_context(|| format!("failed to read {}", path.display()))?,
+    };
     show(&if json { text } else { status.to_string() })?;
-    Ok(ExitCode::SUCCESS)
+    ensure!(running, "no weft-proxy runs here: this is what the last one wrote");
+    Ok(())
 }
 
 fn show(text: &str) -> anyhow::Result<()> {

@@ -2,17 +2,11 @@
 
 use std::{
     collections::BTreeSet,
-    io,
     net::IpAddr,
-    os::{
-        linux::net::SocketAddrExt,
-        unix::net::{SocketAddr, UnixListener},
-    },
     sync::{
         Arc,
         mpsc::{self, Receiver, RecvTimeoutError},
     },
-    thread,
     time::{Duration, Instant},
 };
 
@@ -30,6 +24,7 @@ use proxy_core::{
 use ruleset::{Family, Observed, Transaction};
 
 use crate::{
+    alone,
     flags::{NodePortAddresses, Settings},
     kernel::Kernel,
     node::{self, Machine},
@@ -42,8 +37,6 @@ use crate::{
 const SLOW_TIMER: Duration = Duration::from_secs(60);
 /// A failed pass is repeated after a growing pause up to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// Between two looks whether another proxy still runs.
-const OTHER_PAUSE: Duration = Duration::from_millis(100);
 /// What changed in the last moment is written to the status file together.
 const STATUS_DELAY: Duration = Duration::from_millis(500);
 
@@ -52,7 +45,7 @@ const STATUS_DELAY: Duration = Duration::from_millis(500);
 /// # Errors
 /// The privilege or a kernel feature is missing. Everything else is logged and tried again.
 pub fn run(settings: Settings, node: NodeName) -> anyhow::Result<()> {
-    let _alone = alone().context("failed to look for another weft-proxy")?;
+    let _alone = alone::wait().context("failed to look for another weft-proxy")?;
     let (sender, wakes) = mpsc::channel();
     wake::signals(sender.clone())?;
     let path = settings.from.clone().unwrap_or_default();
@@ -73,26 +66,6 @@ pub fn run(settings: Settings, node: NodeName) -> anyhow::Result<()> {
     runner.work(&wakes);
     daemon::notify::stopping();
     Ok(())
-}
-
-/// Waits until no other weft-proxy runs in this network namespace: two would undo each other's ids for ever. The
-/// kernel takes the name back when its holder ends, however that ends.
-fn alone() -> io::Result<UnixListener> {
-    let name = SocketAddr::from_abstract_name("weft-proxy")?;
-    let mut said = OnChange::default();
-    loop {
-        match UnixListener::bind_addr(&name) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                if said.is_new("waiting") {
-                    tracing::warn!(
-                        "another weft-proxy runs in this network namespace: waiting until it ends"
-                    );
-                }
-                thread::sleep(OTHER_PAUSE);
-            }
-            bound => return bound,
-        }
-    }
 }
 
 /// Everything about the running program.

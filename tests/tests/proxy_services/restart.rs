@@ -133,3 +133,26 @@ fn killed_at_200_random_moments_the_table_is_right_after_the_next_start() -> Res
     assert_eq!(killed, settled(&world)?);
     Ok(())
 }
+
+#[test]
+fn cleanup_and_status_know_whether_a_proxy_runs() -> Result<()> {
+    let Some(mut world) = World::new("whether", 0) else { return Ok(()) };
+    let none = world.command("status").run()?;
+    assert!(!none.success() && none.stderr.contains("no weft-proxy runs here"), "{none}");
+    world.write("web", &web(&[0]))?;
+    world.start_usual()?;
+    let before = settled(&world)?;
+    let refused = world.command("cleanup").run()?;
+    assert!(
+        !refused.success() && refused.stderr.contains("a weft-proxy runs here; end it first"),
+        "{refused}"
+    );
+    assert_eq!(before, settled(&world)?);
+    assert!(testkit::eventually(LIMIT, || world.command("status").ok().ok()).is_some());
+    world.proxy().kill();
+    let gone = world.command("status --json").run()?;
+    assert!(!gone.success() && gone.stdout.starts_with('{'), "{gone}");
+    assert!(gone.stderr.contains("no weft-proxy runs here"), "{gone}");
+    world.command("cleanup").ok()?;
+    Ok(())
+}
