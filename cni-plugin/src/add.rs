@@ -46,7 +46,10 @@ pub(crate) fn add(call: &Call) -> Result<String, Error> {
     host.ensure_gateways(&device, &pod_networks, |subnet| is_in_use(reservations.as_ref(), subnet, &chosen))?;
     let interfaces = attach(call, (host, &device), (&netns, pod), &mut undo)?;
     let made = outcome(&plan, interfaces, dns);
-    let whole = previous.map_or(made.clone(), |previous| made.after(previous));
+    let whole = match previous {
+        Some(previous) => made.after(previous),
+        None => made,
+    };
     let text = whole.to_json(network.version)?;
     undo.keep();
     Ok(text)

@@ -81,6 +81,10 @@ impl Socket {
         // Looks at the next number without taking it: how many are needed is known after packing.
         let first = self.connection.reserve(0);
         let batch = encode::batch(transaction, first, generation);
+        // A change of no elements is no message, and the kernel would have nothing to answer to.
+        if batch.messages() <= 2 {
+            return Ok(());
+        }
         self.connection.reserve(batch.messages());
         let failed = |sequence: u32, cause: Cause| batch.failed(transaction, sequence, cause);
         match self.connection.transact(&batch.bytes, first, batch.last()) {

@@ -181,6 +181,11 @@ fn many_elements_are_one_transaction() -> Result {
     assert_eq!(socket.generation()?, generation + 1);
     let have = read(&mut socket, &table)?;
     assert!(diff(&table, have.as_ref()).is_empty());
+    let mut nothing = Transaction::new(table.family, table.name.clone());
+    let form = table.sets[&endpoints].spec.form();
+    nothing.push(Change::AddElements { set: endpoints, form, elements: Vec::new() });
+    socket.commit(&nothing)?;
+    assert_eq!(socket.generation()?, generation + 1, "no elements are no commit");
     Ok(())
 }
 

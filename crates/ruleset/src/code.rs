@@ -349,7 +349,7 @@ impl Type {
             Self::CtState => 26,
             Self::CtStatus => 28,
             Self::IfName => 41,
-            Self::FibAddrType => 43,
+            Self::FibAddrType => 38,
         }
     }
 

@@ -393,7 +393,7 @@ impl Table {
 }
 
 impl Selector {
-    /// `key` has the length that values of these types have in the kernel.
+    /// `value` has the length that values of these types have in the kernel.
     #[must_use]
     pub fn fits(&self, value: &Value) -> bool {
         self.width() == value.as_bytes().len()
@@ -412,7 +412,7 @@ impl Selector {
 /// `numgen random mod 65536`, which is how `typeof` declares the type of a slot number.
 pub const SLOT: Expr = Expr::Random { modulus: 65_536 };
 
-/// The fields that hold addresses and the type of addresses in a table of that family.
+/// The fields that hold addresses in a table of that family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AddressFields {
     /// Source.

@@ -229,7 +229,7 @@ impl Change {
         }
     }
 
-    /// On what, for messages: "chain services", "2 elements of map endpoints".
+    /// On what, for messages: "chain services", "2 elements of endpoints".
     #[must_use]
     pub fn object(&self) -> String {
         match self {
