@@ -11,7 +11,7 @@ use std::{
 
 use daemon::{
     Secret,
-    flags::{Asked, Given, Mistakes},
+    flags::{Given, Mistakes, Outcome},
 };
 use regex_lite::Regex;
 
@@ -92,38 +92,10 @@ pub struct Settings {
     pub warnings: Vec<String>,
 }
 
-/// What the command line comes to.
-#[derive(Debug)]
-pub enum Outcome {
-    /// Text for standard output, and success.
-    Help(String),
-    /// Text for standard error (flannel prints its version there), and success.
-    Version(String),
-    /// Everything that is wrong, and the exit code of a failure.
-    Wrong(Mistakes),
-    /// Work.
-    Work(Box<Settings>),
-}
-
 /// Reads this process's command line and environment.
 #[must_use]
-pub fn parse_own() -> Outcome {
-    outcome(PROGRAM.parse_own())
-}
-
-fn outcome(asked: Asked) -> Outcome {
-    let (given, mut mistakes) = match asked {
-        Asked::Help(text) => return Outcome::Help(text),
-        Asked::Work(given, mistakes) => (given, mistakes),
-    };
-    if mistakes.is_empty() && given.is_on("version") {
-        return Outcome::Version(format!("flanneld {}", env!("CARGO_PKG_VERSION")));
-    }
-    let settings = check(&given, &mut mistakes);
-    match settings {
-        Some(settings) if mistakes.is_empty() => Outcome::Work(Box::new(settings)),
-        _ => Outcome::Wrong(mistakes),
-    }
+pub fn parse_own() -> Outcome<Settings> {
+    PROGRAM.outcome(PROGRAM.parse_own(), check)
 }
 
 /// The settings; `None` only where `mistakes` says why.
@@ -137,7 +109,6 @@ fn check(given: &Given, mistakes: &mut Mistakes) -> Option<Settings> {
     let iface_regex = iface_regex.collect();
     let health_ip = given.parsed::<IpAddr>("healthz-ip", mistakes).unwrap_or(Ipv4Addr::UNSPECIFIED.into());
     let health_port = given.parsed("healthz-port", mistakes).unwrap_or(0);
-    let verbosity = given.parsed::<i64>("v", mistakes).unwrap_or(0).clamp(0, 255);
     let subnet_file = PathBuf::from(given.text("subnet-file"));
     if subnet_file.file_name().is_none() {
         mistakes.value(format!("{}: it must name a file", given.describe("subnet-file")));
@@ -160,7 +131,7 @@ fn check(given: &Given, mistakes: &mut Mistakes) -> Option<Settings> {
         forward_rules: given.is_on("iptables-forward-rules"),
         blackhole_route: given.is_on("ip-blackhole-route"),
         health: SocketAddr::new(health_ip, health_port),
-        verbosity: u8::try_from(verbosity).unwrap_or(u8::MAX),
+        verbosity: given.verbosity(mistakes),
         warnings,
         origin: origin?,
     })

@@ -3,9 +3,10 @@
 
 use std::{io::Write, process::ExitCode};
 
+use daemon::flags::Outcome;
 use flanneld::{
     cleanup, commands,
-    flags::{self, Command, Outcome, Settings},
+    flags::{self, Command, Settings},
 };
 
 fn main() -> ExitCode {
@@ -23,7 +24,7 @@ fn main() -> ExitCode {
             eprintln!("{mistakes}");
             ExitCode::from(mistakes.exit_code())
         }
-        Outcome::Work(settings) => work(*settings),
+        Outcome::Work(settings) => work(settings),
     }
 }
 

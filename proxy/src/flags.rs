@@ -5,7 +5,7 @@ mod table;
 
 use std::path::PathBuf;
 
-use daemon::flags::{Asked, Given, Mistakes};
+use daemon::flags::{Given, Mistakes, Outcome};
 use netmodel::{NodeName, Subnet};
 
 pub use table::PROGRAM;
@@ -63,36 +63,14 @@ pub struct Settings {
     pub warnings: Vec<String>,
 }
 
-/// What the command line comes to.
-#[derive(Debug)]
-pub enum Outcome {
-    /// Text for standard output, and success.
-    Text(String),
-    /// Everything that is wrong, and the exit code of a failure.
-    Wrong(Mistakes),
-    /// Work.
-    Work(Box<Settings>),
-}
-
 /// Reads this process's command line and environment.
 #[must_use]
-pub fn parse_own() -> Outcome {
-    outcome(PROGRAM.parse_own())
+pub fn parse_own() -> Outcome<Settings> {
+    PROGRAM.outcome(PROGRAM.parse_own(), check)
 }
 
-fn outcome(asked: Asked) -> Outcome {
-    let (given, mut mistakes) = match asked {
-        Asked::Help(text) => return Outcome::Text(text),
-        Asked::Work(given, mistakes) => (given, mistakes),
-    };
-    if mistakes.is_empty() && given.is_on("version") {
-        return Outcome::Text(format!("weft-proxy {}", env!("CARGO_PKG_VERSION")));
-    }
-    let settings = check(&given, &mut mistakes);
-    if mistakes.is_empty() { Outcome::Work(Box::new(settings)) } else { Outcome::Wrong(mistakes) }
-}
-
-fn check(given: &Given, mistakes: &mut Mistakes) -> Settings {
+/// The settings; `None` only where `mistakes` says why.
+fn check(given: &Given, mistakes: &mut Mistakes) -> Option<Settings> {
     let command = match given.command() {
         _ if given.is_on("cleanup") => Command::Cleanup,
         "plan" => Command::Plan,
@@ -117,8 +95,7 @@ fn check(given: &Given, mistakes: &mut Mistakes) -> Settings {
         mistakes.value(format!("{}: it must name a file", given.describe("status-file")));
     }
     let mut warnings = given.warnings().to_vec();
-    let verbosity = given.parsed::<i64>("v", mistakes).unwrap_or(0).clamp(0, 255);
-    Settings {
+    Some(Settings {
         command,
         from,
         pod_ranges: pod_ranges(given, mistakes, &mut warnings),
@@ -126,9 +103,9 @@ fn check(given: &Given, mistakes: &mut Mistakes) -> Settings {
         node_port_addresses: node_port_addresses(given, mistakes, &mut warnings),
         masquerade_all: given.is_on("masquerade-all"),
         status_file,
-        verbosity: u8::try_from(verbosity).unwrap_or(u8::MAX),
+        verbosity: given.verbosity(mistakes),
         warnings,
-    }
+    })
 }
 
 /// A node's name is in lower case, whatever the user writes, as with kube-proxy.
@@ -213,10 +190,11 @@ mod tests {
 
     fn parse(line: &str) -> Result<Settings, Vec<String>> {
         let arguments = line.split_whitespace().map(Into::into);
-        match outcome(PROGRAM.parse(arguments, |name| (name == "NODE_NAME").then(|| "from-env".to_owned()))) {
-            Outcome::Work(settings) => Ok(*settings),
+        let asked = PROGRAM.parse(arguments, |name| (name == "NODE_NAME").then(|| "from-env".to_owned()));
+        match PROGRAM.outcome(asked, check) {
+            Outcome::Work(settings) => Ok(settings),
             Outcome::Wrong(mistakes) => Err(mistakes.iter().map(str::to_owned).collect()),
-            Outcome::Text(text) => panic!("{text}"),
+            Outcome::Help(text) | Outcome::Version(text) => panic!("{text}"),
         }
     }
 

@@ -8,9 +8,10 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use daemon::flags::Outcome;
 use weft_proxy::{
     alone,
-    flags::{self, Command, Outcome, Settings},
+    flags::{self, Command, Settings},
     kernel::Kernel,
     node,
     run::{self, Runner},
@@ -19,7 +20,7 @@ use weft_proxy::{
 
 fn main() -> ExitCode {
     let settings = match flags::parse_own() {
-        Outcome::Text(text) => {
+        Outcome::Help(text) | Outcome::Version(text) => {
             // A reader that went away has read enough.
             let _ = show(&format!("{}\n", text.trim_end()));
             return ExitCode::SUCCESS;
@@ -30,7 +31,7 @@ fn main() -> ExitCode {
             }
             return ExitCode::from(mistakes.exit_code());
         }
-        Outcome::Work(settings) => *settings,
+        Outcome::Work(settings) => settings,
     };
     daemon::log::init(settings.verbosity);
     for warning in &settings.warnings {

@@ -1,9 +1,8 @@
 //! The table of flags: flannel's names, defaults and meanings.
 
-use daemon::flags::{Flag, Program, Takes};
+use daemon::flags::{Flag, KLOG, Program, Takes};
 
 const KUBERNETES: &str = "only the Kubernetes source uses it, which is not in this version";
-const KLOG: &str = "logs always go to standard error, one line per event";
 
 /// The command line of flanneld.
 pub const PROGRAM: Program = Program {
@@ -15,7 +14,7 @@ pub const PROGRAM: Program = Program {
         ("cleanup", "remove everything that flanneld made on this node"),
         ("status", "tell what a running flanneld holds, and why"),
     ],
-    flags: FLAGS,
+    flags: &[FLAGS, KLOG],
     prefix: "FLANNELD_",
     options_variable: Some("FLANNEL_OPTIONS"),
 };
@@ -55,7 +54,6 @@ const FLAGS: &[Flag] = &[
     Flag::switch("ip-blackhole-route", false, "add a blackhole route for this node's own subnet"),
     Flag::text("healthz-ip", "0.0.0.0", "address for /healthz and /readyz"),
     Flag::text("healthz-port", "0", "port for /healthz and /readyz; 0 is off"),
-    Flag::text("v", "0", "how much to log: 0 to 3 changes, 4 and 5 each step, 6 and more everything"),
     Flag::switch("version", false, "print the version to standard error"),
     Flag::switch("json", false, "print `status` as JSON"),
     Flag::refused("kube-subnet-mgr", Takes::Switch, "the Kubernetes source is not in this version"),
@@ -65,16 +63,4 @@ const FLAGS: &[Flag] = &[
     Flag::ignored("net-config-path", Takes::Value, KUBERNETES),
     Flag::ignored("set-node-network-unavailable", Takes::Switch, KUBERNETES),
     Flag::ignored("iptables-resync", Takes::Value, "rules are watched, not polled"),
-    Flag::ignored("vmodule", Takes::Value, KLOG),
-    Flag::ignored("log_backtrace_at", Takes::Value, KLOG),
-    Flag::ignored("logtostderr", Takes::Switch, KLOG),
-    Flag::ignored("alsologtostderr", Takes::Switch, KLOG),
-    Flag::ignored("stderrthreshold", Takes::Value, KLOG),
-    Flag::ignored("log_dir", Takes::Value, KLOG),
-    Flag::ignored("log_file", Takes::Value, KLOG),
-    Flag::ignored("log_file_max_size", Takes::Value, KLOG),
-    Flag::ignored("add_dir_header", Takes::Switch, KLOG),
-    Flag::ignored("one_output", Takes::Switch, KLOG),
-    Flag::ignored("skip_headers", Takes::Switch, KLOG),
-    Flag::ignored("skip_log_headers", Takes::Switch, KLOG),
 ];

@@ -1,13 +1,13 @@
 use super::*;
 
-fn ask(line: &[&str], environment: &[(&str, &str)]) -> Outcome {
+fn ask(line: &[&str], environment: &[(&str, &str)]) -> Outcome<Settings> {
     let variable = |name: &str| environment.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
-    outcome(PROGRAM.parse(line.iter().map(Into::into), variable))
+    PROGRAM.outcome(PROGRAM.parse(line.iter().map(Into::into), variable), check)
 }
 
 fn good(line: &[&str], environment: &[(&str, &str)]) -> Settings {
     match ask(line, environment) {
-        Outcome::Work(settings) => *settings,
+        Outcome::Work(settings) => settings,
         other => panic!("{line:?}: {other:?}"),
     }
 }

@@ -1,13 +1,12 @@
 //! The table of flags: kube-proxy's names and meanings where it has them.
 
-use daemon::flags::{Flag, Program, Takes};
+use daemon::flags::{Flag, KLOG, Program, Takes, klog};
 
 const KUBERNETES: &str = "the Kubernetes source is not in this version: give --from file:PATH";
 const DETECT: &str = "pods are told from others by --cluster-cidr";
 const NFTABLES: &str = "the rules are nftables, changed as Services change";
 const CONNTRACK: &str = "settings of connection tracking are left as they are";
 const SERVERS: &str = "this version serves no health checks and no metrics";
-const KLOG: &str = "logs always go to standard error, one line per event";
 
 /// The command line of weft-proxy.
 pub const PROGRAM: Program = Program {
@@ -19,7 +18,7 @@ pub const PROGRAM: Program = Program {
         ("cleanup", "remove the ruleset and the routes of weft-proxy"),
         ("status", "tell what a running weft-proxy holds, and why"),
     ],
-    flags: FLAGS,
+    flags: &[FLAGS, KLOG],
     prefix: "WEFT_PROXY_",
     options_variable: None,
 };
@@ -46,7 +45,6 @@ const FLAGS: &[Flag] = &[
     Flag::switch("cleanup", false, "the same as the command cleanup"),
     Flag::text("status-file", "/run/weft-proxy/status.json", "file that tells what this proxy holds"),
     Flag::switch("json", false, "print `status` as JSON"),
-    Flag::text("v", "0", "how much to log: 0 to 3 changes, 4 and 5 each step, 6 and more everything"),
     Flag::switch("version", false, "print the version"),
     Flag::refused("config", Takes::Value, "configuration files are not read by this version: give flags"),
     Flag::refused("kubeconfig", Takes::Value, KUBERNETES),
@@ -91,18 +89,6 @@ const FLAGS: &[Flag] = &[
     Flag::ignored("conntrack-tcp-be-liberal", Takes::Switch, CONNTRACK),
     Flag::ignored("conntrack-udp-timeout", Takes::Value, CONNTRACK),
     Flag::ignored("conntrack-udp-timeout-stream", Takes::Value, CONNTRACK),
-    Flag::ignored("logging-format", Takes::Value, KLOG),
-    Flag::ignored("log-flush-frequency", Takes::Value, KLOG),
-    Flag::ignored("vmodule", Takes::Value, KLOG),
-    Flag::ignored("log_backtrace_at", Takes::Value, KLOG),
-    Flag::ignored("logtostderr", Takes::Switch, KLOG),
-    Flag::ignored("alsologtostderr", Takes::Switch, KLOG),
-    Flag::ignored("stderrthreshold", Takes::Value, KLOG),
-    Flag::ignored("log_dir", Takes::Value, KLOG),
-    Flag::ignored("log_file", Takes::Value, KLOG),
-    Flag::ignored("log_file_max_size", Takes::Value, KLOG),
-    Flag::ignored("add_dir_header", Takes::Switch, KLOG),
-    Flag::ignored("one_output", Takes::Switch, KLOG),
-    Flag::ignored("skip_headers", Takes::Switch, KLOG),
-    Flag::ignored("skip_log_headers", Takes::Switch, KLOG),
+    klog("logging-format", Takes::Value),
+    klog("log-flush-frequency", Takes::Value),
 ];

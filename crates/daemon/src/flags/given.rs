@@ -77,7 +77,7 @@ impl fmt::Display for Value {
 #[derive(Clone, Debug)]
 pub struct Given {
     pub(super) command: &'static str,
-    pub(super) flags: &'static [Flag],
+    pub(super) flags: &'static [&'static [Flag]],
     pub(super) values: BTreeMap<&'static str, Vec<Value>>,
     pub(super) warnings: Vec<String>,
 }
@@ -144,12 +144,18 @@ impl Given {
         }
     }
 
+    /// How much to log, on klog's scale, by the flag `v`.
+    pub fn verbosity(&self, mistakes: &mut Mistakes) -> u8 {
+        let given = self.parsed::<i64>("v", mistakes).unwrap_or(0).clamp(0, 255);
+        u8::try_from(given).unwrap_or(u8::MAX)
+    }
+
     fn last(&self, name: &str) -> Option<&Value> {
         self.values.get(name).and_then(|values| values.last())
     }
 
     fn default(&self, name: &str) -> &'static str {
-        let flag = self.flags.iter().find(|flag| flag.name == name);
+        let flag = self.flags.iter().copied().flatten().find(|flag| flag.name == name);
         debug_assert!(flag.is_some(), "-{name} is not in the table");
         flag.map_or("", |flag| flag.default)
     }

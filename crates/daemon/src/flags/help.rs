@@ -13,8 +13,7 @@ pub(super) fn text(program: &Program) -> String {
         let _ = writeln!(text, "  {name:<10} {help}");
     }
     text.push_str("\nFlags, with one dash or two:\n");
-    for flag in program.flags.iter().filter(|flag| !matches!(flag.kind, Kind::Ignored(_) | Kind::Refused(_)))
-    {
+    for flag in program.flags().filter(|flag| !matches!(flag.kind, Kind::Ignored(_) | Kind::Refused(_))) {
         describe(&mut text, flag, &program.variable(flag));
     }
     text.push_str("  -help\n        this text\n");
@@ -38,7 +37,7 @@ fn describe(text: &mut String, flag: &Flag, variable: &str) {
 
 fn list(text: &mut String, program: &Program, title: &str, kind: fn(Kind) -> bool) {
     let names: Vec<_> =
-        program.flags.iter().filter(|flag| kind(flag.kind)).map(|flag| format!("-{}", flag.name)).collect();
+        program.flags().filter(|flag| kind(flag.kind)).map(|flag| format!("-{}", flag.name)).collect();
     if !names.is_empty() {
         let _ = writeln!(text, "\n{title}: {}", names.join(" "));
     }

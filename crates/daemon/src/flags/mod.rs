@@ -26,8 +26,8 @@ pub struct Program {
     pub about: &'static str,
     /// Its commands with one line each; the first is the default.
     pub commands: &'static [(&'static str, &'static str)],
-    /// Its flags, in the order of the help text.
-    pub flags: &'static [Flag],
+    /// Its flags, in the order of the help text; those that programs share in slices of their own.
+    pub flags: &'static [&'static [Flag]],
     /// What its environment variables begin with, such as `FLANNELD_`.
     pub prefix: &'static str,
     /// A variable that holds a whole command line, such as `FLANNEL_OPTIONS`.
@@ -121,6 +121,29 @@ impl Flag {
     }
 }
 
+/// Flags of klog, which each of flannel's and kube-proxy's programs has.
+pub const KLOG: &[Flag] = &[
+    Flag::text("v", "0", "how much to log: 0 to 3 changes, 4 and 5 each step, 6 and more everything"),
+    klog("vmodule", Takes::Value),
+    klog("log_backtrace_at", Takes::Value),
+    klog("logtostderr", Takes::Switch),
+    klog("alsologtostderr", Takes::Switch),
+    klog("stderrthreshold", Takes::Value),
+    klog("log_dir", Takes::Value),
+    klog("log_file", Takes::Value),
+    klog("log_file_max_size", Takes::Value),
+    klog("add_dir_header", Takes::Switch),
+    klog("one_output", Takes::Switch),
+    klog("skip_headers", Takes::Switch),
+    klog("skip_log_headers", Takes::Switch),
+];
+
+/// A flag that says where logs go, and how.
+#[must_use]
+pub const fn klog(name: &'static str, takes: Takes) -> Flag {
+    Flag::ignored(name, takes, "logs always go to standard error, one line per event")
+}
+
 /// What the command line asks for.
 #[derive(Debug)]
 pub enum Asked {
@@ -129,6 +152,19 @@ pub enum Asked {
     /// Work, with the flags and with the mistakes found so far, to which the program's own checks
     /// add theirs.
     Work(Given, Mistakes),
+}
+
+/// What the command line comes to.
+#[derive(Debug)]
+pub enum Outcome<T> {
+    /// Help for standard output, and success.
+    Help(String),
+    /// The program's name and version, and success.
+    Version(String),
+    /// Everything that is wrong, and the exit code of a failure.
+    Wrong(Mistakes),
+    /// Work, with the program's own settings.
+    Work(T),
 }
 
 impl Program {
@@ -150,6 +186,26 @@ impl Program {
         self.parse(std::env::args_os().skip(1), variable)
     }
 
+    /// What `asked` comes to. `check` makes settings of what was given; `None` only where mistakes say why.
+    pub fn outcome<T>(
+        &self,
+        asked: Asked,
+        check: impl FnOnce(&Given, &mut Mistakes) -> Option<T>,
+    ) -> Outcome<T> {
+        let (given, mut mistakes) = match asked {
+            Asked::Help(text) => return Outcome::Help(text),
+            Asked::Work(given, mistakes) => (given, mistakes),
+        };
+        if mistakes.is_empty() && given.is_on("version") {
+            // All crates of the workspace have one version.
+            return Outcome::Version(format!("{} {}", self.name, env!("CARGO_PKG_VERSION")));
+        }
+        match check(&given, &mut mistakes) {
+            Some(settings) if mistakes.is_empty() => Outcome::Work(settings),
+            _ => Outcome::Wrong(mistakes),
+        }
+    }
+
     /// The help text: usage, commands, and every flag with its default and its variable.
     #[must_use]
     pub fn help(&self) -> String {
@@ -157,7 +213,11 @@ impl Program {
     }
 
     fn flag(&self, name: &str) -> Option<&'static Flag> {
-        self.flags.iter().find(|flag| flag.name == name)
+        self.flags().find(|flag| flag.name == name)
+    }
+
+    fn flags(&self) -> impl Iterator<Item = &'static Flag> + use<> {
+        self.flags.iter().copied().flatten()
     }
 
     /// The environment variable of a flag.

@@ -36,7 +36,7 @@ pub(super) fn parse(
     }
     let command = command(program, &line.plain, &mut mistakes);
     let (mut values, mut warnings) = (BTreeMap::new(), Vec::new());
-    for flag in program.flags {
+    for flag in program.flags() {
         let found = line.values.remove(flag.name).or_else(|| {
             let own = from_variable(flag, &program.variable(flag), &variable);
             let low = || flag.variables.iter().find_map(|name| from_variable(flag, name, &variable));

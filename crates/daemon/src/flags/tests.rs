@@ -4,7 +4,7 @@ const PROGRAM: Program = Program {
     name: "flanneld",
     about: "a test",
     commands: &[("run", "works"), ("plan", "prints"), ("status", "tells")],
-    flags: &[
+    flags: &[&[
         Flag::text("etcd-prefix", "/coreos.com/network", "key prefix")
             .or_variables(&["FLANNEL_ETCD_PREFIX", "FLANNEL_ETCD_KEY"]),
         Flag::text("healthz-port", "0", "port"),
@@ -16,7 +16,7 @@ const PROGRAM: Program = Program {
         Flag::ignored("iptables-resync", Takes::Value, "rules are watched, not polled"),
         Flag::ignored("logtostderr", Takes::Switch, "logs always go to standard error"),
         Flag::refused("kube-subnet-mgr", Takes::Switch, "the Kubernetes source is not in this version"),
-    ],
+    ]],
     prefix: "FLANNELD_",
     options_variable: Some("FLANNEL_OPTIONS"),
 };
@@ -161,7 +161,7 @@ fn help_is_given_whatever_else_is_wrong_and_names_every_flag() {
     for line in ["-h", "-help", "--help", "-nope --help"] {
         match PROGRAM.parse(line.split(' ').map(Into::into), |_| None) {
             Asked::Help(text) => {
-                for flag in PROGRAM.flags {
+                for flag in PROGRAM.flags() {
                     assert!(text.contains(&format!("-{}", flag.name)), "{text}");
                 }
                 assert!(
