@@ -12,6 +12,7 @@ use netmodel::{BadMac, Mac, Subnet};
 use crate::{
     backend::vxlan::{self, Peer},
     config::Config,
+    disjoint::Disjoint,
     host::{HostPrefix, NodeFacts},
     lease::{Lease, RawLease},
     overlay::Overlay,
@@ -114,7 +115,7 @@ pub fn desired(leases: &[RawLease], config: &Config, own: &Lease, me: &NodeFacts
         overlay.addresses.insert((first, 32));
     }
     overlay.sysctls = sysctls(config);
-    let mut used = Used { config, own, me, peers: BTreeMap::new(), macs: BTreeMap::new() };
+    let mut used = Used { config, own, me, peers: Disjoint::default(), macs: BTreeMap::new() };
     let mut skipped = Vec::new();
     let mut by_age: Vec<&RawLease> = leases.iter().collect();
     by_age.sort_by(|a, b| (a.created, &a.key).cmp(&(b.created, &b.key)));
@@ -146,8 +147,7 @@ struct Used<'a> {
     config: &'a Config,
     own: &'a Lease,
     me: &'a NodeFacts,
-    /// By first and last address.
-    peers: BTreeMap<Ipv4Addr, Subnet>,
+    peers: Disjoint,
     macs: BTreeMap<Mac, Subnet>,
 }
 
@@ -163,7 +163,7 @@ impl Used<'_> {
         self.backend(&value)?;
         let public_ip = self.public_ip(value.public_ip, subnet)?;
         let mac = self.mac(value.vtep_mac.as_deref())?;
-        self.peers.insert(gateway, subnet);
+        self.peers.insert(subnet);
         self.macs.insert(mac, subnet);
         Ok(Some(Peer { subnet, gateway, public_ip, mac }))
     }
@@ -171,18 +171,15 @@ impl Used<'_> {
     /// First address of a subnet that may be routed.
     fn place(&self, subnet: Subnet) -> Result<Ipv4Addr, Reason> {
         let (network, own) = (self.config.network, self.own.subnet);
-        let (IpAddr::V4(first), IpAddr::V4(last)) = (subnet.address(), subnet.last()) else {
-            return Err(Reason::OutsideNetwork(network));
-        };
+        let IpAddr::V4(first) = subnet.address() else { return Err(Reason::OutsideNetwork(network)) };
         if !network.covers(&subnet) {
             return Err(Reason::OutsideNetwork(network));
         }
         if subnet.overlaps(&own) {
             return Err(Reason::OverlapsOwn(own));
         }
-        // Used subnets don't overlap each other: only the last one that begins before our end can matter.
-        if let Some((_, older)) = self.peers.range(..=last).next_back().filter(|(_, o)| o.overlaps(&subnet)) {
-            return Err(Reason::OverlapsOlder(*older));
+        if let Some(older) = self.peers.overlapping(subnet) {
+            return Err(Reason::OverlapsOlder(older));
         }
         match self.me.overlap(subnet) {
             Some(host) => Err(Reason::OverlapsHost(host.clone())),

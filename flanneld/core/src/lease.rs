@@ -1,11 +1,12 @@
 //! Which subnet this node gets, and what the side that reads leases tells the side that acts on them.
 
-use std::{fmt, net::Ipv4Addr, sync::Arc};
+use std::{collections::BTreeSet, fmt, net::Ipv4Addr, sync::Arc};
 
 use netmodel::{Mac, Subnet, Vni};
 
 use crate::{
     config::Config,
+    disjoint::Disjoint,
     host::{HostPrefix, NodeFacts, NodeIdentity},
     wire::{self, LeaseKey, LeaseValue, NodeRecord},
 };
@@ -210,7 +211,8 @@ pub fn choose(
     random: &mut dyn FnMut(usize) -> usize,
 ) -> Result<Choice, NoSubnet> {
     let held = parse(known.leases, &config.network);
-    let mut own = own_leases(&held, known.records, config, me);
+    let others = Others::of(known.records, me);
+    let mut own = own_leases(&held, &others, config, me);
     let mut overlap = None;
     let usable = |subnet: Subnet, overlap: &mut Option<(Subnet, HostPrefix)>| {
         let host = me.foreign_overlap(subnet);
@@ -225,13 +227,13 @@ pub fn choose(
         let claim = Claim::Replace { modified: lease.raw.modified, reservation: lease.raw.ttl_lease == 0 };
         (lease.subnet, claim, reason, lease.mac)
     } else {
-        // What is deleted as stale is not in the way.
-        let free = |subnet: Subnet| !held.iter().any(|lease| lease.subnet.overlaps(&subnet));
+        let taken = Disjoint::covering(held.iter().map(|lease| lease.subnet));
         let mac = own.iter().find_map(|(lease, _)| lease.mac);
-        let earlier = earlier(known.records, me).find(|(s, _)| free(*s) && usable(*s, &mut overlap));
+        let mut earlier = earlier(&others, me);
+        let earlier = earlier.find(|(s, _)| taken.overlapping(*s).is_none() && usable(*s, &mut overlap));
         let (subnet, reason) = match earlier {
             Some(found) => found,
-            None => (pick(&Taken { held: &held, records: known.records }, config, me, random)?, Reason::Free),
+            None => (pick(&Taken { leases: &taken, others: &others }, config, me, random)?, Reason::Free),
         };
         (subnet, Claim::Create, reason, mac)
     };
@@ -277,26 +279,43 @@ fn parse<'a>(leases: &'a [RawLease], network: &Subnet) -> Vec<Held<'a>> {
     leases.iter().filter_map(read).filter(|held| holds(*network, held.subnet)).collect()
 }
 
+/// What records say, for many questions.
+struct Others {
+    /// What this node's own record says.
+    mine: Option<NodeRecord>,
+    /// Subnet and address of each other node.
+    nodes: BTreeSet<(Subnet, Option<Ipv4Addr>)>,
+    /// Their subnets.
+    subnets: BTreeSet<Subnet>,
+}
+
+impl Others {
+    fn of(records: &[(NodeIdentity, NodeRecord)], me: &NodeFacts) -> Self {
+        let others = || records.iter().filter(|(id, _)| *id != me.identity).map(|(_, record)| record);
+        Self {
+            mine: records.iter().find(|(id, _)| *id == me.identity).map(|(_, record)| *record),
+            nodes: others().map(|record| (record.subnet, Some(record.public_ip))).collect(),
+            subnets: others().map(|record| record.subnet).collect(),
+        }
+    }
+}
+
 /// Leases that are this node's own, the surest first.
 fn own_leases<'a>(
     held: &[Held<'a>],
-    records: &[(NodeIdentity, NodeRecord)],
+    others: &Others,
     config: &Config,
     me: &NodeFacts,
 ) -> Vec<(Held<'a>, Reason)> {
-    let belongs = |lease: &Held<'_>, record: &NodeRecord| {
-        record.subnet == lease.subnet && Some(record.public_ip) == lease.public_ip
-    };
     let device = me.vteps.iter().find(|(vni, _)| *vni == config.vxlan.vni).map(|(_, mac)| *mac);
+    let mine = others.mine.map(|record| (record.subnet, Some(record.public_ip)));
     let why = |lease: &Held<'_>| {
-        let mut holders = records.iter().filter(|(_, record)| belongs(lease, record)).map(|(id, _)| *id);
-        let others = holders.clone().any(|id| id != me.identity);
-        if holders.any(|id| id == me.identity) {
+        if mine == Some((lease.subnet, lease.public_ip)) {
             Some((0, Reason::OwnByIdentity))
         } else if device.is_some() && lease.mac == device {
             // No two devices have one address: a record of another identity is our own older one.
             Some((1, Reason::OwnByDevice))
-        } else if others {
+        } else if others.nodes.contains(&(lease.subnet, lease.public_ip)) {
             None
         } else if lease.public_ip == Some(me.public_ip) {
             Some((2, Reason::OwnByPublicIp))
@@ -310,17 +329,16 @@ fn own_leases<'a>(
 }
 
 /// Subnets that this node had, the surest first.
-fn earlier(records: &[(NodeIdentity, NodeRecord)], me: &NodeFacts) -> impl Iterator<Item = (Subnet, Reason)> {
-    let by_identity = records.iter().find(|(id, _)| *id == me.identity).map(|(_, record)| record.subnet);
+fn earlier(others: &Others, me: &NodeFacts) -> impl Iterator<Item = (Subnet, Reason)> + use<> {
     // Pods that run now hang on the subnet of subnet.env: it comes first.
     let by_file = me.previous.map(|subnet| (subnet, Reason::FreeBySubnetEnv));
-    by_file.into_iter().chain(by_identity.map(|subnet| (subnet, Reason::FreeByIdentity)))
+    by_file.into_iter().chain(others.mine.map(|record| (record.subnet, Reason::FreeByIdentity)))
 }
 
 /// What is in the way of a free subnet.
 struct Taken<'a> {
-    held: &'a [Held<'a>],
-    records: &'a [(NodeIdentity, NodeRecord)],
+    leases: &'a Disjoint,
+    others: &'a Others,
 }
 
 /// One of the first free subnets, at random. A subnet that another node had last is taken only where
@@ -336,9 +354,9 @@ fn pick(
     for subnet in config.subnets() {
         if let Some(host) = me.overlap(subnet) {
             obstacle.get_or_insert((subnet, host));
-        } else if taken.held.iter().any(|lease| lease.subnet.overlaps(&subnet)) {
+        } else if taken.leases.overlapping(subnet).is_some() {
             leased += 1;
-        } else if taken.records.iter().any(|(id, r)| *id != me.identity && r.subnet == subnet) {
+        } else if taken.others.subnets.contains(&subnet) {
             used.push(subnet);
         } else {
             fresh.push(subnet);

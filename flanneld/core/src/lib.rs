@@ -8,6 +8,7 @@ pub mod backend;
 pub mod config;
 pub mod desired;
 pub mod diff;
+mod disjoint;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 pub mod forward;
