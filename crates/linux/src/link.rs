@@ -273,8 +273,11 @@ impl RouteSocket {
     /// # Errors
     /// The kernel refused it: EEXIST if the near or the far name is taken.
     pub fn add_veth(&mut self, veth: &Veth<'_>) -> Result<VethIndexes, Error> {
-        let request = veth.add();
-        let echoed = self.ask(&request, |message| read::link(message.payload))?.into_iter().flatten().next();
+        self.create_veth(veth, &veth.add())
+    }
+
+    fn create_veth(&mut self, veth: &Veth<'_>, request: &Request) -> Result<VethIndexes, Error> {
+        let echoed = self.ask(request, |message| read::link(message.payload))?.into_iter().flatten().next();
         let created = match echoed {
             Some(link) => Some(link),
             // Kernels before 6.2 only acknowledge. The name was free, so what has it now is the new pair.
@@ -346,6 +349,28 @@ fn up(attributes: Vec<LinkAttribute>) -> LinkMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_that_echoes_nothing_is_asked_for_the_new_pair() {
+        let namespaces = Netns::create().and_then(|near| Ok((near, Netns::create()?)));
+        let namespaces = testkit::require_or_skip("network namespace", namespaces.map_err(Into::into));
+        let Some((near, far)) = namespaces else { return };
+        let (name, peer_name): (IfName, IfName) = ("veth0".parse().unwrap(), "eth0".parse().unwrap());
+        let veth = Veth {
+            name: &name,
+            mac: None,
+            mtu: None,
+            master: None,
+            peer_name: &peer_name,
+            peer_mac: None,
+            peer_namespace: &far,
+        };
+        let mut request = veth.add();
+        request.flags &= !NLM_F_ECHO;
+        let made = RouteSocket::open_in(&near).unwrap().create_veth(&veth, &request).unwrap();
+        let end = RouteSocket::open_in(&far).unwrap().link(&peer_name).unwrap().unwrap();
+        assert_eq!((end.index, end.peer.map(|near| near.index)), (made.far, Some(made.near)));
+    }
 
     #[test]
     fn a_change_reads_like_the_ip_tool() {

@@ -209,14 +209,13 @@ impl Connection {
         request: &Request,
         mut parse: impl FnMut(Message<'_>) -> Result<T, Cause>,
     ) -> Result<Vec<T>, Error> {
-        self.send_one(request, NLM_F_ACK)
-            .and_then(|sequence| self.objects(sequence, |message| parse(message).map(Some)))
+        self.exchange(request, NLM_F_ACK, |message| parse(message).map(Some))
             .map(|(objects, _)| objects)
             .map_err(|cause| request.failed(cause))
     }
 
     /// Lists objects: `request` is sent as a dump, repeated while the kernel marks the list as
-    /// inconsistent. `parse` returns `None` for what is not wanted.
+    /// inconsistent, or lost some of it. `parse` returns `None` for what is not wanted.
     ///
     /// # Errors
     /// The kernel refused it or did not answer, the list kept changing, or `parse` failed.
@@ -226,11 +225,9 @@ impl Connection {
         mut parse: impl FnMut(Message<'_>) -> Result<Option<T>, Cause>,
     ) -> Result<Vec<T>, Error> {
         for _ in 0..DUMP_ATTEMPTS {
-            let (objects, interrupted) = self
-                .send_one(request, NLM_F_DUMP)
-                .and_then(|sequence| self.objects(sequence, &mut parse))
-                .map_err(|cause| request.failed(cause))?;
-            if !interrupted {
+            let (objects, whole) =
+                self.exchange(request, NLM_F_DUMP, &mut parse).map_err(|cause| request.failed(cause))?;
+            if whole {
                 return Ok(objects);
             }
         }
@@ -374,30 +371,38 @@ impl Connection {
         }
     }
 
-    /// Reads the objects that answer request `sequence`, up to its acknowledgement or the end of the dump.
-    /// The second value says that the kernel marked the list as inconsistent.
-    fn objects<T>(
+    /// Sends one request and reads the objects that answer it, up to its acknowledgement or the end of the
+    /// dump. The second value is false where the kernel marked a dump as inconsistent or lost some of it.
+    fn exchange<T>(
         &mut self,
-        sequence: u32,
+        request: &Request,
+        flags: u16,
         mut parse: impl FnMut(Message<'_>) -> Result<Option<T>, Cause>,
     ) -> Result<(Vec<T>, bool), Cause> {
-        let (mut objects, mut interrupted) = (Vec::new(), false);
-        // Read to the end even then: the kernel refuses a second dump while one is being read.
-        let mut garbled = None;
+        let sequence = self.send_one(request, flags)?;
+        let dump = flags == NLM_F_DUMP;
+        // A dump is read to its end whatever happens: the kernel refuses a second one until then (EBUSY).
+        let (mut objects, mut whole, mut garbled) = (Vec::new(), true, None);
         loop {
-            let length = self.answer()?;
+            let length = match self.answer() {
+                Err(Cause::Overrun) if dump => {
+                    whole = false;
+                    continue;
+                }
+                answer => answer?,
+            };
             for message in messages(&self.incoming[..length]) {
                 if message.sequence != sequence {
                     continue;
                 }
-                interrupted |= message.is_interrupted();
+                whole &= !message.is_interrupted();
                 match message.meaning() {
                     Meaning::Object(object) => match parse(object) {
                         Ok(wanted) => objects.extend(wanted),
                         Err(cause) => drop(garbled.get_or_insert(cause)),
                     },
                     Meaning::Answer(Err(cause)) => return Err(cause),
-                    Meaning::Answer(Ok(())) => return garbled.map_or(Ok((objects, interrupted)), Err),
+                    Meaning::Answer(Ok(())) => return garbled.map_or(Ok((objects, whole)), Err),
                     Meaning::Overrun => return Err(Cause::Overrun),
                     Meaning::Padding => {}
                 }

@@ -41,7 +41,9 @@ impl Netns {
     }
 
     fn try_open(path: &Path) -> Result<Self, Errno> {
-        let handle = open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        // Whatever else is there must not be waited for: a FIFO is opened when somebody writes to it.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let handle = open(path, flags, Mode::empty())?;
         if u64::try_from(fstatfs(&handle)?.f_type) != Ok(NSFS_MAGIC) {
             return Err(Errno::INVAL);
         }
@@ -127,6 +129,14 @@ mod tests {
         assert_eq!(error.to_string(), "failed to open network namespace /dev/null");
         assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
         assert!(Netns::open("/run/netns/does-not-exist").unwrap_err().is_not_found());
+    }
+
+    #[test]
+    fn a_fifo_that_nobody_writes_to_is_refused_at_once() {
+        let dir = testkit::TempDir::new("netns").unwrap();
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
+        assert_eq!(Netns::open(&fifo).unwrap_err().raw_os_error(), Some(libc::EINVAL));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 mod world;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use linux::{
     link::{self, Bridge, BridgePort, Change, Kind, LinkEvents, Veth, Vxlan},
@@ -205,7 +205,7 @@ fn an_absent_link_is_none_and_its_deletion_says_so() {
 }
 
 #[test]
-fn a_detached_deletion_returns_on_the_announcement() {
+fn after_a_detached_deletion_both_ends_are_gone() {
     let Some(pod) = namespace() else { return };
     in_namespace(|| {
         let mut socket = RouteSocket::open().unwrap();
@@ -221,18 +221,13 @@ fn a_detached_deletion_returns_on_the_announcement() {
             peer_mac: None,
             peer_namespace: &pod,
         };
-        let mut times = Vec::new();
         for _ in 0..10 {
             let indexes = socket.add_veth(&veth).unwrap();
-            let begun = Instant::now();
             link::detach_and_delete(indexes.near, &near, None).unwrap();
-            times.push(begun.elapsed());
             assert_eq!(socket.link(&near).unwrap(), None, "it is gone when the call returns");
         }
-        assert!(pod.enter(|| json("ip -j link show")).unwrap().as_array().unwrap().len() == 1);
-        times.sort();
-        // Not a benchmark: the acknowledgement takes 20 ms, so the announcement is plainly sooner.
-        eprintln!("deleted until announced: median {:?}, longest {:?}", times[5], times[9]);
+        let left = pod.enter(|| json("ip -j link show")).unwrap();
+        assert_eq!(left.as_array().unwrap().len(), 1, "{left}");
     });
 }
 
@@ -282,5 +277,6 @@ fn a_list_that_the_kernel_marks_as_inconsistent_is_read_again() {
         }
         churn.join().unwrap();
         eprintln!("{repeated} of {lists} lists were read again");
+        assert!(repeated > 0, "the kernel marked none of {lists} lists");
     });
 }

@@ -416,6 +416,29 @@ fn lost_events_are_reported_and_the_connection_stays_usable() {
 }
 
 #[test]
+fn a_list_is_whole_although_answers_were_lost_meanwhile() {
+    in_namespace(|| {
+        let mut device = Device::new();
+        let mut connection = Connection::open(Protocol::Route).unwrap();
+        // Its own numbers, so that no event of another connection looks like an answer.
+        connection.reserve(1_000_000);
+        connection.join(GROUP_IPV4_ROUTE).unwrap();
+        for round in 0..4 {
+            let requests: Vec<Request> =
+                (1..=5000).flat_map(|number| device.peer(number + 5000 * round)).collect();
+            all_ok(device.socket.apply(&requests));
+        }
+        // struct rtmsg, of IPv4 and the main table.
+        let payload = [&[2, 0, 0, 0, 254][..], &[0; 7]].concat();
+        let list = Request { verb: "list", object: "routes".to_owned(), kind: 26, flags: 0, payload };
+        for _ in 0..2 {
+            let routes = connection.dump(&list, |message| Ok(Some(message.kind))).unwrap();
+            assert_eq!(routes.len(), 20_000);
+        }
+    });
+}
+
+#[test]
 fn routes_are_filtered_by_table_and_the_way_to_an_address_is_found() {
     in_namespace(|| {
         let mut device = Device::new();
