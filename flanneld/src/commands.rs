@@ -1,7 +1,6 @@
 //! What flanneld can be asked to do: `run`, `plan`, `cleanup`, `status`.
 
 use std::{
-    fs,
     io::Write,
     path::Path,
     sync::{Arc, atomic::AtomicU32},
@@ -12,6 +11,7 @@ use std::{
 use anyhow::Context;
 use daemon::{Backoff, OnChange, Random, Shutdown, health::Health, notify};
 use overlay_core::{backend::vxlan, desired::desired, diff::diff, kernel::Kernel, lease::View};
+use rustix::thread::{CapabilitySet, capabilities};
 use tokio::sync::{oneshot, watch};
 
 use crate::{
@@ -26,9 +26,6 @@ use crate::{
     status::{self, Status},
     wake::Inbox,
 };
-
-/// Number of CAP_NET_ADMIN (linux/capability.h).
-const CAP_NET_ADMIN: u32 = 12;
 
 /// Works until a signal comes.
 ///
@@ -175,11 +172,9 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
 
 /// This process may change the network.
 pub(crate) fn need_privilege() -> anyhow::Result<()> {
-    let status = fs::read_to_string("/proc/self/status").context("failed to read /proc/self/status")?;
-    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let effective = capabilities.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
+    let held = capabilities(None).context("failed to read the capabilities of this process")?.effective;
     anyhow::ensure!(
-        effective & (1 << CAP_NET_ADMIN) != 0,
+        held.contains(CapabilitySet::NET_ADMIN),
         "the privilege to change the network (CAP_NET_ADMIN) is missing: run flanneld as root"
     );
     Ok(())
