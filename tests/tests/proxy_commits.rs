@@ -1,10 +1,21 @@
 //! Packets that cross a commit: one Service toggles between two and three endpoints while new flows arrive.
+//!
+//! ```text
+//! CPU 0   the node's own new flows:     frontends ... (a slow packet for somebody else) ... endpoints
+//! CPU 1   commits without a pause:      to 3 | to 2 | shrink | grow | to 3 | to 2 | shrink | grow | to 3
+//!         the client's new flows; the slow packets' sender
+//! ```
+//!
+//! A flow is lost only if both commits of a shrink fall between the two lookups of its first packet. The lookups
+//! are less than a microsecond apart, and the commits some twenty. So an interrupt has to part the lookups: a
+//! packet comes in on the same CPU, and its way through another namespace's rules takes longer than the commits.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
-use std::sync::Arc;
+use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -17,68 +28,78 @@ use proxy_core::state::State;
 use proxy_core::tables::{Config, NodePorts};
 use proxy_core::wire::Manifest;
 use ruleset::{Family, Transaction};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sendto, socket};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use testkit::{Cmd, Netns, Random, require_or_skip};
 
 /// What the test must at least do, and how long it may take.
 const COMMITS: u64 = 10_000;
 const FLOWS: u64 = 300_000;
 const LIMIT: Duration = Duration::from_secs(180);
-/// The Service, and where its endpoints are.
+/// The Service.
 const VIP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 96, 0, 7), 53);
+/// Where slow packets go.
+const SLOW: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 8, 0, 2), 9);
+/// How often one comes, and how often each of four levels of rules in its way leads to the one below: together
+/// that takes about half of a CPU's time.
+const PAUSE: Duration = Duration::from_micros(400);
+const FAN_OUT: usize = 13;
 
-/// A client, a node and a sink that all endpoints' addresses lead to, in a row.
-struct Row {
-    client: Netns,
+/// A node and a client.
+struct Pair {
     node: Netns,
-    sink: Netns,
+    client: Netns,
 }
 
-impl Row {
+impl Pair {
     fn new() -> Result<Self> {
-        let row = Self { client: Netns::new()?, node: Netns::new()?, sink: Netns::new()? };
-        // Flows that nobody answers must not fill the kernel's table.
-        row.node
+        let pair = Self { node: Netns::new()?, client: Netns::new()? };
+        let client = pair.client.path().display();
+        pair.node
             .wrap(Cmd::shell(format!(
-                "sysctl -qw net.ipv4.ip_forward=1 net.netfilter.nf_conntrack_udp_timeout=1 && \
-                 ip link add c type veth peer name eth0 netns {} && ip link add s type veth peer name eth0 netns {} && \
-                 ip addr add 10.8.0.1/24 dev c && ip link set c up && ip addr add 10.7.0.1/24 dev s && ip link set s up && \
-                 ip route add 10.9.0.0/16 via 10.8.0.2",
-                row.client.path().display(),
-                row.sink.path().display(),
+                "sysctl -qw net.ipv4.ip_forward=1 && ip link add c type veth peer name eth0 netns {client} && \
+                 ip addr add 10.8.0.1/24 dev c && ip link set c up && ip route add default via 10.8.0.2"
             )))
             .ok()?;
-        let client = "ip addr add 10.8.0.2/24 dev eth0 && ip link set eth0 up && ip route add default via 10.8.0.1 && \
-                      ip route add local 10.9.0.0/16 dev lo";
-        row.client.wrap(Cmd::shell(client)).ok()?;
-        row.sink.wrap(Cmd::shell("ip addr add 10.7.0.2/24 dev eth0 && ip link set eth0 up")).ok()?;
-        row.sink
-            .wrap(Cmd::new("nft -f -").stdin(
-                "table ip sink {\nchain in {\ntype filter hook prerouting priority -400\nip protocol udp drop\n}\n}\n",
-            ))
-            .ok()?;
-        let mac =
-            row.sink.cmd("ip -j link show eth0").json()?[0]["address"].as_str().context("mac")?.to_owned();
-        for last in 11..14 {
-            row.node.cmd(format!("ip neigh replace 10.7.0.{last} lladdr {mac} dev s")).ok()?;
-        }
-        // Counted behind our translation and in front of our refusal.
-        row.node
-            .wrap(Cmd::new("nft -f -").stdin(
-                "table ip count {\nchain forward {\ntype filter hook forward priority -10\n\
-                 ip daddr 10.96.0.7 counter comment \"untranslated\"\n\
-                 ip daddr 10.7.0.11-10.7.0.13 counter comment \"delivered\"\n}\n}\n",
-            ))
-            .ok()?;
-        Ok(row)
+        let client =
+            "ip addr add 10.8.0.2/24 dev eth0 && ip link set eth0 up && ip route add default via 10.8.0.1";
+        pair.client.wrap(Cmd::shell(client)).ok()?;
+        // Counted behind our translation and in front of our refusal. Conntrack forgets what goes no further.
+        let counts = "table ip count {\ncounter untranslated { }\ncounter delivered { }\nchain count {\n\
+             ip daddr 10.96.0.7 counter name untranslated drop\n\
+             ip daddr 10.7.0.11-10.7.0.13 counter name delivered drop\n}\n\
+             chain forward {\ntype filter hook forward priority -10\njump count\n}\n\
+             chain output {\ntype filter hook output priority -10\njump count\n}\n}\n";
+        pair.node.wrap(Cmd::new("nft -f -").stdin(counts)).ok()?;
+        Ok(pair)
     }
 
-    fn counted(&self, comment: &str) -> Result<u64> {
-        let listed = self.node.cmd("nft -j list chain ip count forward").json()?;
-        let rules = listed["nftables"].as_array().context("no rules")?;
-        let rule =
-            rules.iter().find(|object| object["rule"]["comment"] == comment).context("no such rule")?;
-        let counter = rule["rule"]["expr"].as_array().into_iter().flatten().find_map(|e| e.get("counter"));
-        counter.and_then(|counter| counter["packets"].as_u64()).context("no counter")
+    fn counted(&self, counter: &str) -> Result<u64> {
+        let listed = self.node.cmd(format!("nft -j list counter ip count {counter}")).json()?;
+        let objects = listed["nftables"].as_array().context("no objects")?;
+        objects.iter().find_map(|object| object["counter"]["packets"].as_u64()).context("no counter")
+    }
+
+    /// Lets what the client receives at [`SLOW`] pass a great many rules, on that CPU.
+    fn slow_down(&self, cpu: usize) -> Result<()> {
+        let mut chains = format!("chain level0 {{\n{}}}\n", "ip saddr 192.0.2.1 drop\n".repeat(FAN_OUT));
+        for level in 1..4 {
+            let jumps = format!("jump level{}\n", level - 1).repeat(FAN_OUT);
+            writeln!(chains, "chain level{level} {{\n{jumps}}}")?;
+        }
+        let rules = format!(
+            "table ip slow {{\n{chains}chain in {{\ntype filter hook prerouting priority -500\n\
+             udp dport {} jump level3\nudp dport {} drop\n}}\n}}\n",
+            SLOW.port(),
+            SLOW.port()
+        );
+        self.client.wrap(Cmd::new("nft -f -").stdin(rules)).ok()?;
+        let mask = format!("{:x}{}", 1_u32 << (cpu % 32), ",00000000".repeat(cpu / 32));
+        let steer =
+            format!("mount -t sysfs sysfs /sys && echo {mask} > /sys/class/net/eth0/queues/rx-0/rps_cpus");
+        self.client.wrap(Cmd::new("unshare -m bash -c").arg(steer)).ok()?;
+        Ok(())
     }
 }
 
@@ -111,21 +132,19 @@ struct Proxy {
     catalog: Catalog,
     socket: nft::Socket,
     started: Instant,
-    /// All steps of a change in one transaction: rows and front ends change under a packet's feet.
-    at_once: bool,
 }
 
 impl Proxy {
-    fn start(row: &Row, at_once: bool) -> Result<Self> {
-        let socket = row.node.inside(nft::Socket::open)??;
+    fn start(node: &Netns) -> Result<Self> {
+        let socket = node.inside(nft::Socket::open)??;
         let config = Config {
             family: Family::Ip,
-            pod_ranges: Vec::new(),
+            pod_ranges: vec!["10.8.0.0/14".parse()?],
             node_ports: NodePorts::At([].into()),
             masquerade_all: false,
         };
         let (state, catalog, started) = (State::new(config), Catalog::default(), Instant::now());
-        let mut proxy = Self { state, catalog, socket, started, at_once };
+        let mut proxy = Self { state, catalog, socket, started };
         proxy.catalog.replace(&objects(3));
         proxy.state.sync_with(&mut proxy.catalog, &mut Found::default(), Duration::ZERO);
         for transaction in transactions(&proxy.state.table(), None) {
@@ -138,14 +157,7 @@ impl Proxy {
     fn change(&mut self, objects: &BTreeMap<Key, Arc<Object>>) -> Result<u64> {
         self.catalog.replace(objects);
         let delta = self.state.sync(&mut self.catalog, self.started.elapsed());
-        let mut transactions = delta.into_transactions(self.state.config());
-        if self.at_once {
-            let mut whole = Transaction::new(Family::Ip, Config::table_name());
-            for step in transactions {
-                whole.extend(step);
-            }
-            transactions = vec![whole];
-        }
+        let transactions = delta.into_transactions(self.state.config());
         for transaction in &transactions {
             self.socket.commit(transaction)?;
         }
@@ -153,21 +165,70 @@ impl Proxy {
     }
 }
 
-/// Sends one datagram on each of ever new flows until told to stop. The first `skip` flows are left out.
-fn send_flows(client: &Netns, skip: u64, stop: &AtomicBool, sent: &AtomicU64) -> Result<()> {
-    client.inside(|| {
-        let sources = (0..=u16::MAX).flat_map(|address| (0..16).map(move |port| (address, 20_000 + port)));
-        for (address, port) in sources.skip(usize::try_from(skip)?) {
-            if stop.load(Ordering::Relaxed) {
-                return Ok(());
+/// Keeps this thread on one CPU.
+fn pin(cpu: usize) -> Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu);
+    sched_setaffinity(None, &cpus).context("failed to stay on one CPU")
+}
+
+/// Two CPUs that this process may use.
+fn two_cpus() -> Result<[usize; 2]> {
+    let allowed = sched_getaffinity(None)?;
+    let mut cpus = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
+    Ok([cpus.next().context("no CPU")?, cpus.next().context("only one CPU")?])
+}
+
+/// What the threads of a round share.
+#[derive(Default)]
+struct Round {
+    stop: AtomicBool,
+    sent: AtomicU64,
+}
+
+impl Round {
+    fn goes_on(&self) -> bool {
+        !self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Works in a namespace on one CPU. Whoever ends, ends the round.
+    fn run(&self, netns: &Netns, cpu: usize, work: impl FnOnce() -> Result<()> + Send) -> Result<()> {
+        let ended = netns.inside(|| pin(cpu).and_then(|()| work()));
+        self.stop.store(true, Ordering::Relaxed);
+        ended?
+    }
+
+    /// Sends the first packet of ever new flows from sources in 10.`net`.0.0/16, with a `pause` now and then.
+    fn send_flows(&self, net: u8, pause: Duration) -> Result<()> {
+        let raw = socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::RAW))?;
+        for flow in 0_u32.. {
+            if !self.goes_on() {
+                break;
             }
-            let [high, low] = address.to_be_bytes();
-            let socket = UdpSocket::bind((Ipv4Addr::new(10, 9, high, low), port)).context("bind")?;
-            socket.send_to(b"x", VIP).context("send")?;
-            sent.fetch_add(1, Ordering::Relaxed);
+            let [p, q, x, y] = flow.wrapping_add(20_000 << 16).to_be_bytes();
+            // The kernel fills in the header's checksum; 0 stands for none in UDP.
+            let header = [0x45, 0, 0, 29, 0, 0, 0x40, 0, 64, 17, 0, 0, 10, net, x, y, 10, 96, 0, 7];
+            let packet = [&header[..], &[p, q, 0, 53, 0, 9, 0, 0, b'x']].concat();
+            match sendto(&raw, &packet, SendFlags::empty(), &VIP) {
+                Ok(_) | Err(Errno::PERM) => self.sent.fetch_add(1, Ordering::Relaxed), // a rule dropped it
+                Err(errno) => return Err(errno).context("failed to send"),
+            };
+            if flow.is_multiple_of(16) && !pause.is_zero() {
+                std::thread::sleep(pause);
+            }
         }
-        anyhow::bail!("ran out of flows")
-    })?
+        Ok(())
+    }
+
+    /// Sends what takes the other CPU a while to receive.
+    fn send_slow(&self) -> Result<()> {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        while self.goes_on() {
+            socket.send_to(b"x", SLOW)?;
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
+    }
 }
 
 /// What became of the flows.
@@ -179,81 +240,84 @@ struct Outcome {
     dropped: u64,
 }
 
-/// Toggles while flows arrive, until there were enough of both. `before` is what an earlier round came to.
-fn toggle(row: &Row, proxy: &mut Proxy, flows: u64, before: &Outcome) -> Result<Outcome> {
-    let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
-    let (two, three) = (objects(2), objects(3));
-    let start = Instant::now();
-    let commits = std::thread::scope(|scope| {
-        let sender = scope.spawn(|| send_flows(&row.client, before.sent, &stop, &sent));
-        let work = (|| {
-            let mut commits = 0;
-            while (commits < COMMITS || sent.load(Ordering::Relaxed) < flows) && start.elapsed() < LIMIT {
-                commits += proxy.change(&two)? + proxy.change(&three)?;
-                anyhow::ensure!(!sender.is_finished(), "the sender ended early");
-            }
-            Ok(commits)
-        })();
-        stop.store(true, Ordering::Relaxed);
-        let sender = sender.join().map_err(|_| anyhow::anyhow!("the sender panicked"))?;
-        work.and_then(|commits| sender.map(|()| commits))
+/// Toggles without a pause while flows arrive, until there were enough of both.
+fn toggle(pair: &Pair, proxy: &mut Proxy, [first, second]: [usize; 2]) -> Result<Outcome> {
+    let Pair { node, client } = pair;
+    let (round, two, three, start) = (Round::default(), objects(2), objects(3), Instant::now());
+    let mut commits = 0;
+    let mut commit = || {
+        let sent = || round.sent.load(Ordering::Relaxed);
+        while (commits < COMMITS || sent() < FLOWS) && round.goes_on() && start.elapsed() < LIMIT {
+            commits += proxy.change(&two)? + proxy.change(&three)?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let threads = [
+            scope.spawn(|| round.run(node, first, || round.send_flows(10, Duration::ZERO))),
+            scope.spawn(|| round.run(client, second, || round.send_flows(9, Duration::from_millis(1)))),
+            scope.spawn(|| round.run(node, second, || round.send_slow())),
+            scope.spawn(|| round.run(node, second, &mut commit)),
+        ];
+        let ended = threads.map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        ended.into_iter().collect::<Result<()>>()
     })?;
     std::thread::sleep(Duration::from_millis(200)); // until the last packets have passed
-    let (sent, delivered) = (before.sent + sent.into_inner(), row.counted("delivered")?);
-    let untranslated = row.counted("untranslated")?;
-    let commits = before.commits + commits;
-    Ok(Outcome { commits, sent, untranslated, dropped: sent.saturating_sub(delivered + untranslated) })
+    let (sent, untranslated) = (round.sent.into_inner(), pair.counted("untranslated")?);
+    let dropped = sent.saturating_sub(pair.counted("delivered")? + untranslated);
+    Ok(Outcome { commits, sent, untranslated, dropped })
 }
 
-/// As the proxy does it: rows grow before front ends lead to them, and shrink after.
-#[test]
-fn no_flow_that_crosses_a_commit_is_lost_or_untranslated() -> Result<()> {
-    nothing_is_lost(false)
+/// Takes the slot-0 rule out of each chain that spreads.
+fn without_the_fallback(node: &Netns) -> Result<()> {
+    for chain in ["spread2", "spread3"] {
+        let listed = node.cmd(format!("nft -j -a list chain ip weft-proxy {chain}")).json()?;
+        let rules = listed["nftables"].as_array().context("no rules")?;
+        let handles: Vec<_> = rules.iter().filter_map(|object| object["rule"]["handle"].as_u64()).collect();
+        anyhow::ensure!(handles.len() == 3, "{chain}: {listed}");
+        node.cmd(format!("nft delete rule ip weft-proxy {chain} handle {}", handles[1])).ok()?;
+    }
+    Ok(())
 }
 
-/// Even where the steps were one: the fallback to slot 0 catches what crosses the commit.
-#[test]
-fn the_fallback_to_slot_0_loses_no_flow_even_without_the_steps() -> Result<()> {
-    nothing_is_lost(true)
-}
-
-fn nothing_is_lost(at_once: bool) -> Result<()> {
-    let Some(row) = require_or_skip("network namespaces", Row::new()) else { return Ok(()) };
-    let mut proxy = Proxy::start(&row, at_once)?;
-    let outcome = toggle(&row, &mut proxy, FLOWS, &Outcome::default())?;
+/// The whole test, as it is and with the slot-0 rules taken out. `None`: this machine can't run it.
+fn cross_commits(with_fallback: bool) -> Result<Option<Outcome>> {
+    // Two of them at once would be in each other's way.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(pair) = require_or_skip("network namespaces", Pair::new()) else { return Ok(None) };
+    let Some(cpus) = require_or_skip("two CPUs", two_cpus()) else { return Ok(None) };
+    pair.slow_down(cpus[0])?;
+    let mut proxy = Proxy::start(&pair.node)?;
+    proxy.change(&objects(2))?;
+    proxy.change(&objects(3))?;
+    if !with_fallback {
+        without_the_fallback(&pair.node)?;
+    }
+    let outcome = toggle(&pair, &mut proxy, cpus)?;
     println!("{outcome:?}");
     assert!(outcome.commits >= COMMITS && outcome.sent >= FLOWS, "not enough in {LIMIT:?}: {outcome:?}");
+    Ok(Some(outcome))
+}
+
+#[test]
+fn no_flow_that_crosses_a_commit_is_lost_or_untranslated() -> Result<()> {
+    let Some(outcome) = cross_commits(true)? else { return Ok(()) };
     assert_eq!((outcome.untranslated, outcome.dropped), (0, 0), "{outcome:?}");
     Ok(())
 }
 
-/// Takes the slot-0 rule out of each chain that spreads.
-fn without_the_fallback(row: &Row) -> Result<()> {
-    for chain in ["spread2", "spread3"] {
-        let listed = row.node.cmd(format!("nft -j -a list chain ip weft-proxy {chain}")).json()?;
-        let rules = listed["nftables"].as_array().context("no rules")?;
-        let handles: Vec<_> = rules.iter().filter_map(|object| object["rule"]["handle"].as_u64()).collect();
-        anyhow::ensure!(handles.len() == 3, "{chain}: {listed}");
-        row.node.cmd(format!("nft delete rule ip weft-proxy {chain} handle {}", handles[1])).ok()?;
-    }
-    Ok(())
-}
-
-/// The test above notices what it is there for: with the slot-0 rules taken out it fails.
+/// The test above notices what it is there for. Ten to twenty flows are lost, in 300,000; another two rounds are
+/// for a machine that has more to do.
 #[test]
 fn without_the_fallback_to_slot_0_flows_are_lost() -> Result<()> {
-    let Some(row) = require_or_skip("network namespaces", Row::new()) else { return Ok(()) };
-    let mut proxy = Proxy::start(&row, true)?;
-    proxy.change(&objects(2))?;
-    proxy.change(&objects(3))?;
-    without_the_fallback(&row)?;
-    let mut outcome = Outcome::default();
-    while outcome.sent < FLOWS && outcome.untranslated + outcome.dropped == 0 {
-        outcome = toggle(&row, &mut proxy, FLOWS / 10, &outcome)?;
+    for _ in 0..3 {
+        let Some(outcome) = cross_commits(false)? else { return Ok(()) };
+        if outcome.untranslated + outcome.dropped > 0 {
+            return Ok(());
+        }
     }
-    println!("{outcome:?}");
-    assert!(outcome.untranslated + outcome.dropped > 0, "nothing was lost: {outcome:?}");
-    Ok(())
+    anyhow::bail!("nothing was lost")
 }
 
 /// Several Services with random endpoints.
@@ -286,9 +350,9 @@ fn some_objects(random: &mut Random) -> BTreeMap<Key, Arc<Object>> {
 /// What the pure side says that the kernel holds is what it holds, after each of many random changes.
 #[test]
 fn the_kernel_holds_what_the_model_says() -> Result<()> {
-    let Some(row) = require_or_skip("network namespaces", Row::new()) else { return Ok(()) };
+    let Some(pair) = require_or_skip("network namespaces", Pair::new()) else { return Ok(()) };
     let mut random = Random::printed();
-    let mut proxy = Proxy::start(&row, false)?;
+    let mut proxy = Proxy::start(&pair.node)?;
     let mut model = None;
     ruleset::apply(&mut model, &Transaction::create(&proxy.state.table()))?;
     let mut now = Duration::ZERO;
