@@ -1,5 +1,5 @@
 //! What Weft asks of the Linux kernel: one blocking, pipelined netlink socket, and typed requests for
-//! links, addresses, routes, neighbours, forwarding entries and connections; sysctls and namespaces.
+//! links, addresses, routes, neighbours, forwarding entries, queues and connections; sysctls and namespaces.
 //!
 //! Everything blocks and nothing spawns a runtime: a network namespace belongs to a thread, so one plain
 //! thread owns the sockets. Nothing here decides anything; callers say what they want and get the kernel's
@@ -18,5 +18,6 @@ pub mod nft;
 pub mod route;
 mod sys;
 pub mod sysctl;
+pub mod traffic;
 
 pub use error::{Cause, Error, Retry};

@@ -4,6 +4,7 @@
 //! after the creation succeeded, so that it never lands on somebody else's interface of the same name.
 
 mod delete;
+mod ifb;
 mod read;
 
 use std::{
@@ -24,6 +25,7 @@ use netmodel::{IfName, Mac, Mtu, Port, Vni};
 
 pub use self::{
     delete::{LinkEvents, detach_and_delete},
+    ifb::Ifb,
     read::{BridgePort, Kind, Link, Peer, VxlanFacts},
 };
 use crate::{
@@ -180,6 +182,10 @@ pub struct Change<'a> {
     pub rename: Option<&'a IfName>,
     /// Receives what is addressed to others.
     pub promiscuous: Option<bool>,
+    /// Receives what is addressed to any multicast group.
+    pub all_multicast: Option<bool>,
+    /// Most packets that may wait to be sent.
+    pub queue_length: Option<u32>,
 }
 
 /// The request that changes interface `index`; `name` is for the error alone.
@@ -187,7 +193,12 @@ pub struct Change<'a> {
 pub fn change(index: u32, name: &IfName, change: &Change<'_>) -> Request {
     let mut message = LinkMessage::default();
     message.header.index = index;
-    for (flag, wanted) in [(LinkFlags::Up, change.up), (LinkFlags::Promisc, change.promiscuous)] {
+    let flags = [
+        (LinkFlags::Up, change.up),
+        (LinkFlags::Promisc, change.promiscuous),
+        (LinkFlags::Allmulti, change.all_multicast),
+    ];
+    for (flag, wanted) in flags {
         let Some(wanted) = wanted else { continue };
         message.header.change_mask |= flag;
         message.header.flags.set(flag, wanted);
@@ -198,6 +209,7 @@ pub fn change(index: u32, name: &IfName, change: &Change<'_>) -> Request {
     attributes.extend(change.master.map(|master| LinkAttribute::Controller(master.unwrap_or(0))));
     attributes.extend(change.alias.map(|alias| LinkAttribute::IfAlias(alias.to_owned())));
     attributes.extend(change.rename.map(|name| LinkAttribute::IfName(name.to_string())));
+    attributes.extend(change.queue_length.map(LinkAttribute::TxQueueLen));
     Request::route("set", format!("link {name} {change}"), 0, &RouteNetlinkMessage::SetLink(message))
 }
 
@@ -210,7 +222,10 @@ impl fmt::Display for Change<'_> {
         words.extend(self.master.map(|m| m.map_or("nomaster".to_owned(), |index| format!("master {index}"))));
         words.extend(self.alias.map(|alias| format!("alias {alias:?}")));
         words.extend(self.rename.map(|name| format!("name {name}")));
-        words.extend(self.promiscuous.map(|on| format!("promisc {}", if on { "on" } else { "off" })));
+        words.extend(self.queue_length.map(|length| format!("txqueuelen {length}")));
+        for (flag, wanted) in [("promisc", self.promiscuous), ("allmulticast", self.all_multicast)] {
+            words.extend(wanted.map(|on| format!("{flag} {}", if on { "on" } else { "off" })));
+        }
         words.extend(self.up.map(|up| if up { "up" } else { "down" }.to_owned()));
         f.write_str(&words.join(" "))
     }

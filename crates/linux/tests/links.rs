@@ -172,6 +172,8 @@ fn a_link_is_changed_in_one_request() {
             master: Some(Some(br0.index)),
             alias: Some("weft:changed"),
             promiscuous: Some(true),
+            all_multicast: Some(true),
+            queue_length: Some(77),
             rename: None,
         };
         socket.request(&link::change(veth0.index, &veth0.name, &wanted)).unwrap();
@@ -179,9 +181,14 @@ fn a_link_is_changed_in_one_request() {
         assert_eq!((seen["address"].as_str(), seen["mtu"].as_u64()), (Some("02:00:00:00:00:07"), Some(1300)));
         assert_eq!((seen["master"].as_str(), seen["ifalias"].as_str()), (Some("br0"), Some("weft:changed")));
         let flags = seen["flags"].as_array().unwrap();
-        assert!(flags.contains(&"UP".into()) && flags.contains(&"PROMISC".into()), "{flags:?}");
+        for flag in ["UP", "PROMISC", "ALLMULTI"] {
+            assert!(flags.contains(&flag.into()), "{flags:?}");
+        }
+        assert_eq!(seen["txqlen"], 77);
 
-        assert_eq!(socket.link(&name("veth0")).unwrap().unwrap().alias.as_deref(), Some("weft:changed"));
+        let read = socket.link(&name("veth0")).unwrap().unwrap();
+        assert_eq!(read.alias.as_deref(), Some("weft:changed"));
+        assert_eq!((read.promiscuous, read.all_multicast, read.queue_length), (true, true, 77));
 
         let undo = Change { up: Some(false), master: Some(None), alias: Some(""), ..Change::default() };
         socket.request(&link::change(veth0.index, &veth0.name, &undo)).unwrap();

@@ -29,6 +29,10 @@ pub struct Link {
     pub loopback: bool,
     /// It receives what is addressed to others.
     pub promiscuous: bool,
+    /// It receives what is addressed to any multicast group.
+    pub all_multicast: bool,
+    /// Most packets that may wait to be sent.
+    pub queue_length: u32,
     /// RFC 2863 operational state: 0 unknown, 2 down, 6 up (`IF_OPER_...`).
     pub operstate: u8,
     /// Index of the bridge that it is a port of.
@@ -103,6 +107,7 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
+const IFLA_TXQLEN: u16 = 13;
 const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
@@ -143,6 +148,8 @@ pub(super) fn link(payload: &[u8]) -> Result<Option<Link>, Cause> {
         carrier: header.flags.contains(LinkFlags::LowerUp),
         loopback: header.flags.contains(LinkFlags::Loopback),
         promiscuous: header.flags.contains(LinkFlags::Promisc),
+        all_multicast: header.flags.contains(LinkFlags::Allmulti),
+        queue_length: 0,
         operstate: 0,
         master: None,
         port: None,
@@ -157,6 +164,7 @@ pub(super) fn link(payload: &[u8]) -> Result<Option<Link>, Cause> {
             IFLA_MTU => link.mtu = number(value).unwrap_or(0),
             IFLA_LINK => linked = number(value),
             IFLA_MASTER => link.master = number(value),
+            IFLA_TXQLEN => link.queue_length = number(value).unwrap_or(0),
             IFLA_OPERSTATE => link.operstate = value.first().copied().unwrap_or(0),
             IFLA_LINKINFO => info = Info::read(value),
             IFLA_IFALIAS => link.alias = Some(text(value)),
