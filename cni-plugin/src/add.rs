@@ -1,22 +1,21 @@
 //! ADD: everything is checked, then addresses are reserved, then links are made; what was done is
 //! taken back if a later step fails.
 
-use std::{fs, path::Path};
-
-use cni_core::{
-    Bridge, Chosen, Dns, Error, HostAddress, Interface, IpConfig, Ipam, Outcome, Plan, parse_resolv_conf,
-};
+use cni_core::{Bridge, Chosen, Dns, Error, HostAddress, Interface, Outcome, Plan};
 use linux::{link::Link, netlink::RouteSocket, netns::Netns};
 use netmodel::Subnet;
 
 use crate::{
-    failure::{self, kernel},
+    addresses,
+    failure::kernel,
+    hostports,
     linkage::{self, Host},
-    lock, nat, networks,
-    networks::Call,
+    nat,
+    networks::{self, Call},
     pod::{self, Pod},
     reservations::{Reservations, Wish},
-    undo::{Step, Undo},
+    shaping,
+    undo::Undo,
 };
 
 /// Attaches and returns the result.
@@ -35,7 +34,7 @@ pub(crate) fn add(call: &Call) -> Result<String, Error> {
     let chosen = match bridge.ipam.as_ref().zip(reservations.as_ref()) {
         Some((ipam, reservations)) => {
             let wish = Wish { who: &call.who, requested: &ipam.requested, masquerade: bridge.ip_masq };
-            reserve(ipam, reservations, wish, &mut undo)?
+            addresses::reserve(ipam, reservations, wish, &mut undo)?
         }
         None => Vec::new(),
     };
@@ -45,7 +44,13 @@ pub(crate) fn add(call: &Call) -> Result<String, Error> {
     let device = host.ensure_bridge()?;
     host.ensure_gateways(&device, &pod_networks, |subnet| is_in_use(reservations.as_ref(), subnet, &chosen))?;
     let interfaces = attach(call, (host, &device), (&netns, pod), &mut undo)?;
-    let made = outcome(&plan, interfaces, dns);
+    let mut made = outcome(&plan, interfaces, dns);
+    if call.network.is_capable_of("portMappings") {
+        hostports::add(call, &mut made, &mut undo)?;
+    }
+    if call.network.is_capable_of("bandwidth") {
+        shaping::add(call, &mut made, &mut undo)?;
+    }
     let whole = match previous {
         Some(previous) => made.after(previous),
         None => made,
@@ -53,25 +58,6 @@ pub(crate) fn add(call: &Call) -> Result<String, Error> {
     let text = whole.to_json(network.version)?;
     undo.keep();
     Ok(text)
-}
-
-/// One address of each set.
-fn reserve(
-    ipam: &Ipam,
-    reservations: &Reservations,
-    wish: Wish<'_>,
-    undo: &mut Undo<'_>,
-) -> Result<Vec<Chosen>, Error> {
-    let locked = reservations.lock(lock::PATIENCE)?;
-    let mut chosen = Vec::with_capacity(ipam.sets.len());
-    for (index, set) in ipam.sets.iter().enumerate() {
-        let one = locked.reserve(index, set, wish)?;
-        if one.is_new {
-            undo.push(Step::Reserved(one.chosen));
-        }
-        chosen.push(one.chosen);
-    }
-    Ok(chosen)
 }
 
 /// Somebody but the container that `chosen` is for has an address of `subnet`.
@@ -102,25 +88,12 @@ fn attach(
 }
 
 fn outcome(plan: &Plan, interfaces: Vec<Interface>, dns: Dns) -> Outcome {
-    let container = interfaces.len().checked_sub(1);
-    let ip = |chosen: &Chosen| IpConfig {
-        address: chosen.address,
-        prefix: chosen.prefix,
-        gateway: chosen.gateway,
-        interface: container,
-    };
-    let ips = plan.addresses.iter().map(ip).collect();
+    let ips = addresses::reported(&plan.addresses, interfaces.len().checked_sub(1));
     Outcome { interfaces, ips, routes: plan.reported.clone(), dns }
 }
 
 /// What the configuration says about name service, or the file that it names.
 fn name_service(bridge: &Bridge) -> Result<Dns, Error> {
-    let file = bridge.ipam.as_ref().and_then(|ipam| ipam.resolv_conf.as_deref());
-    match file {
-        Some(path) if bridge.dns == Dns::default() => {
-            let text = fs::read_to_string(path).map_err(|e| failure::file("read", Path::new(path), &e))?;
-            Ok(parse_resolv_conf(&text))
-        }
-        _ => Ok(bridge.dns.clone()),
-    }
+    let ipam = bridge.ipam.as_ref().filter(|_| bridge.dns == Dns::default());
+    ipam.map_or_else(|| Ok(bridge.dns.clone()), addresses::name_service)
 }

@@ -12,9 +12,9 @@ use linux::{
 
 use crate::{
     failure::kernel,
-    nat,
+    hostports, nat,
     networks::{self, Call},
-    pod,
+    pod, shaping,
 };
 
 /// Compares the attachment with `prevResult`.
@@ -38,7 +38,14 @@ pub(crate) fn check(call: &Call) -> Result<(), Error> {
             .collect();
         seen.unmasqueraded = nat::missing(&pods, &call.who)?;
     }
-    compare(&bridge, &call.who.ifname, &previous, &seen)
+    compare(&bridge, &call.who.ifname, &previous, &seen)?;
+    if call.network.is_capable_of("portMappings") {
+        hostports::check(call, &previous)?;
+    }
+    if call.network.is_capable_of("bandwidth") {
+        shaping::check(call, &previous)?;
+    }
+    Ok(())
 }
 
 fn look(call: &Call, bridge: &Bridge, netns: &Netns) -> Result<Seen, linux::Error> {

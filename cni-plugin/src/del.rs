@@ -1,12 +1,9 @@
 //! DEL: what ADD made goes, whatever is left of the namespace, the configuration and the state.
 //! Absent is done.
 
-use std::{
-    net::IpAddr,
-    os::fd::{AsFd, BorrowedFd},
-};
+use std::os::fd::{AsFd, BorrowedFd};
 
-use cni_core::{Attachment, Error, HostAddress, Outcome};
+use cni_core::{Attachment, Error, HostAddress};
 use linux::{
     link::{self, Kind, Link},
     netlink::RouteSocket,
@@ -15,12 +12,15 @@ use linux::{
 };
 
 use crate::{
+    addresses,
     failure::kernel,
+    hostports,
     index::Entry,
     linkage, nat,
     networks::{self, Call, Scratch},
     pod,
     reservations::Reservations,
+    shaping,
 };
 
 /// Detaches.
@@ -31,21 +31,21 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
     let noted = reservations.as_ref().map(|all| all.noted(&call.who)).unwrap_or_default();
     // Whether it can be opened matters only once the link is gone.
     let rules = noted.iter().any(|entry| entry.masqueraded).then(nat::open);
+    if call.network.is_capable_of("portMappings") {
+        hostports::del(call)?;
+    }
+    if call.network.is_capable_of("bandwidth") {
+        shaping::del(call)?;
+    }
     unplug(call, rules.as_ref().and_then(|rules| rules.as_ref().ok()).map(AsFd::as_fd))?;
     if let Some(reservations) = &reservations {
         if let Some(rules) = rules {
             unmasquerade(call, reservations, &noted, rules?)?;
         }
         // Only now: an address must not be given away while anything still goes with it.
-        reservations.release(&call.who, &reported(call))?;
+        addresses::release(call, reservations)?;
     }
     scratch.map_or(Ok(()), |scratch| scratch.remove())
-}
-
-/// The addresses that ADD reported, where the runtime still knows.
-fn reported(call: &Call) -> Vec<IpAddr> {
-    let previous = call.network.previous().and_then(|value| Outcome::parse(value).ok()).unwrap_or_default();
-    previous.addresses_of(call.who.ifname.as_str()).map(|ip| ip.address).collect()
 }
 
 /// Ends masquerading of what ADD `noted`.

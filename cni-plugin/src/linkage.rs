@@ -154,7 +154,8 @@ impl Host<'_> {
             .socket
             .add_veth(&veth)
             .map_err(|e| if e.is_exists() { taken(&who.ifname, &name) } else { kernel(&e) })?;
-        undo.push(Step::Linked { index: indexes.near, name: name.clone() });
+        let near = (indexes.near, name.clone());
+        undo.push(Step::Made(Box::new(move || unlink(near.0, &near.1))));
         let alias = who.alias();
         let change = Change { alias: Some(&alias), ..Change::default() };
         let mut requests = vec![link::change(indexes.near, &name, &change)];
@@ -172,6 +173,14 @@ impl Host<'_> {
         let found = self.socket.link_by_index(index).map_err(|e| kernel(&e))?;
         let gone = || Error::new(Code::Internal, format!("interface with index {index} vanished"));
         found.map(|l| reported(&l, "")).ok_or_else(gone)
+    }
+}
+
+/// Deletes an interface of the host; absent is done.
+fn unlink(index: u32, name: &IfName) -> Result<(), Error> {
+    match RouteSocket::open().and_then(|mut socket| socket.request(&link::delete(index, name))) {
+        Err(e) if !e.is_not_found() => Err(kernel(&e)),
+        _ => Ok(()),
     }
 }
 

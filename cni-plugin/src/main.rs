@@ -1,36 +1,48 @@
-//! `flannel`, the CNI plugin that a container runtime executes: networks of type `flannel` and
-//! `bridge` with addresses of type `host-local`, in one process.
+//! The CNI plugins that a container runtime executes, all of them in one program: which of them it is
+//! called as its file's name says, or the configuration's type (see [`Role`]). Networks of type `flannel`
+//! and `bridge` with addresses of type `host-local` are made in one process.
 //!
 //! Environment and standard input go in; at most one JSON document comes out. What decides is in
 //! `cni-core`; here are the files, the kernel and the order of things.
 #![forbid(unsafe_code)]
 
 mod add;
+mod addresses;
+mod bandwidth;
 mod check;
 mod del;
 mod failure;
 mod gc;
+mod host_local;
+mod hostports;
 mod index;
+mod interface;
 mod linkage;
 mod lock;
+mod loopback;
 mod nat;
 mod networks;
+mod plugin;
 mod pod;
+mod portmap;
 mod reservations;
+mod shaping;
 mod status;
+mod tuning;
 mod undo;
 
 use std::{
     env,
     io::{self, Read, Write},
     panic,
+    path::PathBuf,
     process::ExitCode,
     thread,
 };
 
-use cni_core::{Attachment, Code, Environment, Error, Invocation, Network, SpecVersion, Verb};
+use cni_core::{Attachment, Code, Environment, Error, Invocation, Network, Role, SpecVersion, Verb};
 
-use crate::networks::Call;
+use crate::{networks::Call, plugin::Plugin};
 
 /// The longest input: some 60 times a large previous result.
 const LONGEST_INPUT: u64 = 16 << 20;
@@ -66,7 +78,7 @@ fn conclude(answer: thread::Result<Answer>) -> (Option<String>, bool) {
 fn run() -> Answer {
     let Some(invocation) = Invocation::parse(&environment()).map_err(|error| (None, error))? else {
         // Nobody to tell if standard error is closed.
-        let _ = io::stderr().write_all(cni_core::about(env!("CARGO_PKG_VERSION")).as_bytes());
+        let _ = io::stderr().write_all(cni_core::about(&program(), env!("CARGO_PKG_VERSION")).as_bytes());
         return Ok(None);
     };
     if invocation == Invocation::Version {
@@ -81,24 +93,32 @@ fn run() -> Answer {
     network.allows(&invocation).and_then(|()| answer(invocation, network)).map_err(|e| (Some(version), e))
 }
 
-fn answer(invocation: Invocation, network: Network) -> Result<Option<String>, Error> {
-    networks::known(&network)?;
+fn answer(invocation: Invocation, mut network: Network) -> Result<Option<String>, Error> {
+    let role = Role::of(&program(), &network.kind)?;
+    network.kind = role.name().to_owned();
+    let plugin = Plugin::of(role);
     let (verb, container, ifname, netns, args) = match invocation {
         Invocation::Container { verb, container, ifname, netns, args } => {
             (verb, container, ifname, netns, args)
         }
-        Invocation::Gc => return gc::gc(&network).map(|()| None),
-        Invocation::Status => return status::status(&network).map(|()| None),
+        Invocation::Gc => return (plugin.gc)(&network).map(|()| None),
+        Invocation::Status => return (plugin.status)(&network).map(|()| None),
         Invocation::Version => return Ok(None),
     };
     let who = Attachment { network: network.name.clone(), container, ifname };
     let call = Call { who, netns, args, network };
     let answer = match verb {
-        Verb::Add => add::add(&call).map(Some),
-        Verb::Del => del::del(&call).map(|()| None),
-        Verb::Check => check::check(&call).map(|()| None),
+        Verb::Add => (plugin.add)(&call).map(Some),
+        Verb::Del => (plugin.del)(&call).map(|()| None),
+        Verb::Check => (plugin.check)(&call).map(|()| None),
     };
     answer.map_err(|error| call.describe(error))
+}
+
+/// The name that this program was called by, without its folder.
+fn program() -> String {
+    let called = env::args_os().next().map(PathBuf::from).unwrap_or_default();
+    called.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 fn environment() -> Environment {

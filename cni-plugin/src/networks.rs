@@ -40,14 +40,6 @@ impl Call {
     }
 }
 
-/// The configuration is of a type that this plugin serves.
-pub(crate) fn known(network: &Network) -> Result<(), Error> {
-    match network.kind.as_str() {
-        "bridge" | "flannel" => Ok(()),
-        other => Err(Error::unsupported("type", &format!("{other:?}"))),
-    }
-}
-
 fn is_flannel(network: &Network) -> bool {
     network.kind == "flannel"
 }

@@ -119,6 +119,18 @@ impl Reservations {
         Index::beside(&self.folder).all(who)
     }
 
+    /// The addresses that `who` holds. All files are read where the index knows nothing: for what other
+    /// plugins reserved.
+    pub(crate) fn held(&self, who: &Attachment) -> Result<Vec<IpAddr>, Error> {
+        let noted = self.noted(who);
+        if noted.is_empty() {
+            let all = self.all()?.into_iter();
+            return Ok(all.filter(|(_, content)| who.owns(content)).map(|(ip, _)| ip).collect());
+        }
+        let noted = noted.iter().map(|entry| entry.pod.address);
+        Ok(noted.filter(|ip| self.is_held(*ip, who)).collect())
+    }
+
     /// Releases what `who` holds. `candidates` are addresses that it may have besides those of the
     /// index. All files are read where the index knows nothing: for what other plugins reserved.
     pub(crate) fn release(&self, who: &Attachment, candidates: &[IpAddr]) -> Result<(), Error> {

@@ -2,11 +2,8 @@
 
 use std::time::Duration;
 
-use cni_core::{Attachment, Chosen, HostAddress};
-use linux::{link, netlink::RouteSocket};
-use netmodel::IfName;
-
 use crate::{nat, reservations::Reservations};
+use cni_core::{Attachment, Chosen, Error, HostAddress};
 
 /// How long undoing waits for others: with what ADD waited before, less than runtimes wait for ADD.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -17,13 +14,8 @@ pub(crate) enum Step {
     Reserved(Chosen),
     /// Addresses are masqueraded.
     Masqueraded(Vec<HostAddress>),
-    /// A veth pair is there, by its end on the host.
-    Linked {
-        /// The host end's index.
-        index: u32,
-        /// Its name.
-        name: IfName,
-    },
+    /// Anything else, with what takes it back.
+    Made(Box<dyn FnOnce() -> Result<(), Error>>),
 }
 
 /// The steps done so far, taken back newest first when this value goes, unless they are kept.
@@ -51,33 +43,22 @@ impl<'a> Undo<'a> {
 impl Drop for Undo<'_> {
     fn drop(&mut self) {
         while let Some(step) = self.steps.pop() {
-            let undone = match &step {
-                Step::Linked { index, name } => unlink(*index, name),
-                Step::Masqueraded(pods) => {
-                    let stopped = nat::open().and_then(|socket| nat::stop(socket, pods, self.who));
-                    stopped.map_err(|e| e.to_string())
-                }
-                Step::Reserved(chosen) => self.release(chosen),
+            let undone = match step {
+                Step::Masqueraded(pods) => nat::open().and_then(|socket| nat::stop(socket, &pods, self.who)),
+                Step::Made(take_back) => take_back(),
+                Step::Reserved(chosen) => self.release(&chosen),
             };
             // The runtime gets the first failure and calls DEL, which finds whatever is left.
-            if let Err(text) = undone {
-                eprintln!("flannel: failed to undo: {text}");
+            if let Err(error) = undone {
+                eprintln!("failed to undo: {error}");
             }
         }
     }
 }
 
 impl Undo<'_> {
-    fn release(&self, chosen: &Chosen) -> Result<(), String> {
+    fn release(&self, chosen: &Chosen) -> Result<(), Error> {
         let Some(reservations) = self.reservations else { return Ok(()) };
-        reservations.release_these(self.who, &[chosen.address], PATIENCE).map_err(|e| e.to_string())
-    }
-}
-
-fn unlink(index: u32, name: &IfName) -> Result<(), String> {
-    let deleted = RouteSocket::open().and_then(|mut socket| socket.request(&link::delete(index, name)));
-    match deleted {
-        Err(e) if !e.is_not_found() => Err(crate::failure::kernel(&e).msg),
-        _ => Ok(()),
+        reservations.release_these(self.who, &[chosen.address], PATIENCE)
     }
 }

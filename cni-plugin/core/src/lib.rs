@@ -18,6 +18,7 @@ mod masquerade;
 mod plan;
 mod request;
 mod result;
+mod role;
 mod subnet_env;
 mod version;
 
@@ -37,5 +38,6 @@ pub use masquerade::{
 pub use plan::{Chosen, HostAddress, Plan, PodRoute};
 pub use request::{Arguments, Environment, Invocation, Network, Verb, about};
 pub use result::{Dns, Interface, IpConfig, Outcome, Route};
+pub use role::Role;
 pub use subnet_env::SubnetEnv;
 pub use version::{SpecVersion, version_reply};

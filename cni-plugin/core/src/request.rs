@@ -4,7 +4,7 @@ use netmodel::{IfName, Mac};
 use serde_json::{Map, Value};
 
 use crate::{
-    Attachment, Code, Error, SpecVersion,
+    Attachment, Code, Error, Outcome, SpecVersion,
     attachment::is_identifier,
     json::{Keys, wrong},
 };
@@ -74,9 +74,9 @@ pub struct Arguments {
 
 /// The text on standard error when no verb is given.
 #[must_use]
-pub fn about(program_version: &str) -> String {
+pub fn about(program: &str, program_version: &str) -> String {
     let versions = SpecVersion::ALL.map(SpecVersion::as_str).join(", ");
-    format!("Weft CNI plugin flannel {program_version}\nCNI protocol versions supported: {versions}\n")
+    format!("Weft CNI plugin {program} {program_version}\nCNI protocol versions supported: {versions}\n")
 }
 
 impl Invocation {
@@ -195,7 +195,7 @@ pub struct Network {
     pub version: SpecVersion,
     /// The network's name.
     pub name: String,
-    /// `type`: which plugin is meant.
+    /// `type`: which plugin is meant; empty where it is missing (see [`Role::of`](crate::Role::of)).
     pub kind: String,
     /// The whole of it.
     pub(crate) raw: Map<String, Value>,
@@ -206,7 +206,7 @@ impl Network {
     ///
     /// # Errors
     /// Code 6 for what is no JSON object, 1 for a version that is not supported, 7 for a missing
-    /// or wrong name or type. The version, where it could be read, comes with the error.
+    /// or wrong name. The version, where it could be read, comes with the error.
     pub fn parse(stdin: &[u8]) -> Result<Self, (Option<SpecVersion>, Error)> {
         let decode = |e: String| Error::new(Code::Decode, format!("error unmarshall network config: {e}"));
         let raw = match serde_json::from_slice(stdin) {
@@ -236,7 +236,7 @@ impl Network {
         if !is_identifier(&name) {
             return Err(invalid("invalid characters found in network name").with_details(name));
         }
-        let kind = keys.filled("type")?.ok_or_else(|| invalid("missing plugin type"))?.to_owned();
+        let kind = keys.filled("type")?.unwrap_or_default().to_owned();
         Ok(Self { version, name, kind, raw })
     }
 
@@ -261,6 +261,40 @@ impl Network {
     #[must_use]
     pub fn previous(&self) -> Option<&Value> {
         self.keys().value("prevResult")
+    }
+
+    /// The entry declares capability `name`, so that the runtime hands it `runtimeConfig` for it.
+    #[must_use]
+    pub fn is_capable_of(&self, name: &str) -> bool {
+        self.keys().child("capabilities").and_then(|keys| keys.flag(name)).unwrap_or(false)
+    }
+
+    /// What the earlier plugins of the chain reported, as a chained plugin needs it.
+    ///
+    /// # Errors
+    /// Code 999 without `prevResult`; 6 and 7 for a garbled one.
+    pub fn chained(&self) -> Result<Outcome, Error> {
+        let missing =
+            || Error::new(Code::Internal, "must be called as chained plugin: Required prevResult missing");
+        Outcome::parse(self.previous().ok_or_else(missing)?)
+    }
+
+    /// `prevResult` as the result of a chained plugin that adds nothing to it: word for word where it is
+    /// of this network's version.
+    ///
+    /// # Errors
+    /// As [`chained`](Self::chained).
+    pub fn pass_on(&self) -> Result<String, Error> {
+        let outcome = self.chained()?;
+        let Some(Value::Object(map)) = self.previous() else { return outcome.to_json(self.version) };
+        let is_ours = |text: &str| text.is_empty() || text == self.version.as_str();
+        if !Keys::root(map).text("cniVersion")?.is_none_or(is_ours) {
+            return outcome.to_json(self.version);
+        }
+        let mut map = map.clone();
+        map.retain(|key, _| !key.eq_ignore_ascii_case("cniVersion"));
+        map.insert("cniVersion".into(), self.version.as_str().into());
+        Ok(Value::Object(map).to_string())
     }
 
     /// The attachments that GC must keep, as (container, interface); `None` where the key is absent.
@@ -362,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_needs_name_and_type() {
+    fn a_network_needs_a_name() {
         let parse = |text: &str| Network::parse(text.as_bytes()).map_err(|(_, e)| (e.code, e.msg));
         let network = parse(r#"{"CNIVersion":"1.0.0","Name":"n","TYPE":"bridge","x":1}"#).unwrap();
         assert_eq!((network.version, network.kind.as_str()), (SpecVersion::V1_0_0, "bridge"));
@@ -374,7 +408,6 @@ mod tests {
             (r#"{"cniVersion":"x"}"#, Code::IncompatibleVersion, "incompatible CNI versions"),
             (r#"{"type":"bridge"}"#, Code::InvalidConfig, "missing network name"),
             (r#"{"name":"a/b","type":"x"}"#, Code::InvalidConfig, "invalid characters found in network name"),
-            (r#"{"name":"a"}"#, Code::InvalidConfig, "missing plugin type"),
         ] {
             let (found, text) = parse(text).unwrap_err();
             assert!(found == code && text.starts_with(msg), "{found:?} {text}");
@@ -392,6 +425,20 @@ mod tests {
         assert_eq!(network("0.4.0").allows(&check), Ok(()));
         assert_eq!(network("1.0.0").allows(&Invocation::Gc).unwrap_err().code, Code::IncompatibleVersion);
         assert_eq!(network("1.1.0").allows(&Invocation::Status), Ok(()));
+    }
+
+    #[test]
+    fn what_adds_nothing_passes_on_what_came() {
+        let passed = |version: &str, previous: &str| {
+            let text =
+                format!(r#"{{"cniVersion":"{version}","name":"n","type":"t","prevResult":{previous}}}"#);
+            Network::parse(text.as_bytes()).unwrap().pass_on()
+        };
+        let odd =
+            r#"{"cniVersion":"1.1.0","dns":{},"interfaces":[{"name":"a","socketPath":"/s"}],"x":[null]}"#;
+        assert_eq!(passed("1.1.0", odd).unwrap(), odd);
+        assert_eq!(passed("1.0.0", odd).unwrap(), r#"{"cniVersion":"1.0.0","interfaces":[{"name":"a"}]}"#);
+        assert!(passed("1.0.0", "null").unwrap_err().msg.starts_with("must be called as chained plugin"));
     }
 
     #[test]

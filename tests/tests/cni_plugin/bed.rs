@@ -7,9 +7,9 @@ use std::{
     process::{Command, Stdio},
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use testkit::{Cmd, Entered, Netns, TempDir, netns_or_skip};
+use testkit::{Cmd, Entered, Netns, TempDir, netns_or_skip, require_or_skip};
 
 /// The test's thread is in the host's namespace for as long as this lives.
 pub(crate) struct Bed {
@@ -44,6 +44,16 @@ impl Bed {
     /// A path below the test's folder.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// Our program under another plugin's name.
+    pub(crate) fn program(&self, name: &str) -> Result<PathBuf> {
+        let path = self.path("bin").join(name);
+        if !path.exists() {
+            fs::create_dir_all(self.path("bin"))?;
+            std::os::unix::fs::symlink(testkit::bin("flannel"), &path)?;
+        }
+        Ok(path)
     }
 
     /// A network of type `bridge` with addresses of 10.99.0.0/24.
@@ -175,4 +185,11 @@ pub(crate) fn device(ns: &Netns, name: &str) -> Result<Value> {
 pub(crate) fn addresses(device: &Value) -> Vec<String> {
     let all = device["addr_info"].as_array().into_iter().flatten().filter(|a| a["scope"] == "global");
     all.map(|a| format!("{}/{}", a["local"].as_str().unwrap_or("?"), a["prefixlen"])).collect()
+}
+
+/// Debian's plugin of that name.
+pub(crate) fn reference(name: &str) -> Option<PathBuf> {
+    let path = PathBuf::from("/usr/lib/cni").join(name);
+    let found = path.is_file().then_some(path).context("install containernetworking-plugins");
+    require_or_skip("reference plugin", found)
 }

@@ -1,19 +1,12 @@
 //! Beside and after the reference's plugins.
 
-use std::{fs, path::PathBuf};
+use std::fs;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
-use testkit::{Netns, require_or_skip};
+use testkit::Netns;
 
-use crate::bed::{Bed, Who, addresses, call, call_of, device, with};
-
-/// Debian's plugin of that name.
-fn reference(name: &str) -> Option<PathBuf> {
-    let path = PathBuf::from("/usr/lib/cni").join(name);
-    let found = path.is_file().then_some(path).context("install containernetworking-plugins");
-    require_or_skip("reference plugin", found)
-}
+use crate::bed::{Bed, Who, addresses, call, call_of, device, reference, with};
 
 /// The network in a version that the packaged plugins speak.
 fn network(bed: &Bed) -> Value {

@@ -9,4 +9,5 @@ mod interop;
 mod kills;
 mod masquerade;
 mod protocol;
+mod roles;
 mod upkeep;
