@@ -25,6 +25,13 @@ impl Attachment {
         format!("veth{:011x}", self.hash() & ((1 << 44) - 1))
     }
 
+    /// The name of the ifb device that what the container sends is queued on: the reference's prefix, but
+    /// another name for each interface of a container.
+    #[must_use]
+    pub fn ifb(&self) -> String {
+        format!("bwp{:012x}", self.hash() >> 16)
+    }
+
     /// The host end's alias and the comment of rules: `weft:<network>/<container>/<interface>`; a
     /// container id that makes it too long is replaced by a hash.
     #[must_use]
@@ -134,6 +141,8 @@ mod tests {
         let a = attachment("c1", "eth0");
         assert_eq!(a.host_link(), "veth1c2b6599487");
         assert_eq!(a.host_link().len(), 15);
+        assert_eq!((a.ifb().len(), &a.ifb()[..3]), (15, "bwp"));
+        assert_ne!(a.ifb(), attachment("c1", "eth1").ifb());
         assert_eq!(a.alias(), "weft:cbr0/c1/eth0");
         assert_ne!(a.host_link(), attachment("c1", "eth1").host_link());
         assert_ne!(a.host_mac(), a.pod_mac());

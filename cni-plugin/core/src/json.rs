@@ -55,6 +55,12 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// Keys and values of the object at `key`; none where there is none.
+    pub(crate) fn entries(&self, key: &str) -> Result<impl Iterator<Item = (&'a str, &'a Value)>, Error> {
+        let map = self.child(key)?.map;
+        Ok(map.into_iter().flatten().map(|(key, value)| (key.as_str(), value)))
+    }
+
     pub(crate) fn text(&self, key: &str) -> Result<Option<&'a str>, Error> {
         match self.value(key) {
             None => Ok(None),

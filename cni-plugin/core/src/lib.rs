@@ -19,7 +19,9 @@ mod plan;
 mod request;
 mod result;
 mod role;
+mod shaping;
 mod subnet_env;
+mod tuning;
 mod version;
 
 pub use address::{Range, RangeSet, check_sets};
@@ -39,5 +41,7 @@ pub use plan::{Chosen, HostAddress, Plan, PodRoute};
 pub use request::{Arguments, Environment, Invocation, Network, Verb, about};
 pub use result::{Dns, Interface, IpConfig, Outcome, Route};
 pub use role::Role;
+pub use shaping::{Bucket, Limit, Limits};
 pub use subnet_env::SubnetEnv;
+pub use tuning::{Backup, Sysctl, Tuning, backup_dir};
 pub use version::{SpecVersion, version_reply};
