@@ -30,7 +30,7 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
     let reservations = networks::reservations(&network)?;
     let noted = reservations.as_ref().map(|all| all.noted(&call.who)).unwrap_or_default();
     // Whether it can be opened matters only once the link is gone.
-    let rules = noted.iter().any(|entry| entry.masqueraded).then(nat::open);
+    let rules = noted.iter().any(|entry| entry.masqueraded).then(Socket::open);
     if call.network.is_capable_of("portMappings") {
         hostports::del(call)?;
     }
@@ -40,7 +40,7 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
     unplug(call, rules.as_ref().and_then(|rules| rules.as_ref().ok()).map(AsFd::as_fd))?;
     if let Some(reservations) = &reservations {
         if let Some(rules) = rules {
-            unmasquerade(call, reservations, &noted, rules?)?;
+            unmasquerade(call, reservations, &noted, rules)?;
         }
         // Only now: an address must not be given away while anything still goes with it.
         addresses::release(call, reservations)?;
@@ -53,7 +53,7 @@ fn unmasquerade(
     call: &Call,
     reservations: &Reservations,
     noted: &[Entry],
-    rules: Socket,
+    rules: Result<Socket, linux::Error>,
 ) -> Result<(), Error> {
     // Only what is reserved for this container is its own: another one may have its address by now.
     let all_held = noted.iter().all(|entry| reservations.is_held(entry.pod.address, &call.who));

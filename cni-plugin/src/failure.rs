@@ -34,5 +34,8 @@ pub(crate) fn kernel(error: &linux::Error) -> Error {
         text.push_str(&error.to_string());
         cause = error.source();
     }
+    if error.is_permission() {
+        text.push_str(": run as root, the plugin needs CAP_NET_ADMIN and CAP_SYS_ADMIN");
+    }
     Error::new(Code::Internal, text)
 }

@@ -46,12 +46,20 @@ pub(crate) fn start(pods: &[HostAddress], who: &Attachment, undo: &mut Undo<'_>)
 
 /// Ends it for `who`: `held` are all its addresses, or none where they are not known or may not be
 /// masqueraded: then the elements are looked through.
-pub(crate) fn stop(mut socket: Socket, held: &[HostAddress], who: &Attachment) -> Result<(), Error> {
+pub(crate) fn stop(
+    socket: Result<Socket, linux::Error>,
+    held: &[HostAddress],
+    who: &Attachment,
+) -> Result<(), Error> {
+    let mut socket = match socket {
+        // A kernel without nftables masquerades nothing.
+        Err(e) if e.is_unsupported() => return Ok(()),
+        other => other.map_err(|e| kernel(&e))?,
+    };
     if !held.is_empty() {
         match socket.commit(&unmasquerade(held)) {
-            Ok(()) => return Ok(()),
-            Err(e) if e.is_not_found() => {}
-            Err(e) => return Err(kernel(&e)),
+            Err(e) if e.is_not_found() || e.is_unsupported() => {}
+            other => return other.map_err(|e| kernel(&e)),
         }
     }
     let alias = who.alias();
@@ -69,6 +77,7 @@ fn take_out(socket: &mut Socket, is_doomed: impl Fn(&str) -> bool) -> Result<(),
     for _ in 0..ATTEMPTS {
         let table = match socket.table(family, &name) {
             Ok(None) => return Ok(()),
+            Err(e) if e.is_unsupported() => return Ok(()),
             Ok(Some(table)) => table,
             Err(e) if e.retry() == linux::Retry::Now => continue,
             Err(e) => return Err(kernel(&e)),

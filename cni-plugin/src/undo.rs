@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::{nat, reservations::Reservations};
 use cni_core::{Attachment, Chosen, Error, HostAddress};
+use linux::nft::Socket;
 
 /// How long undoing waits for others: with what ADD waited before, less than runtimes wait for ADD.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -44,7 +45,7 @@ impl Drop for Undo<'_> {
     fn drop(&mut self) {
         while let Some(step) = self.steps.pop() {
             let undone = match step {
-                Step::Masqueraded(pods) => nat::open().and_then(|socket| nat::stop(socket, &pods, self.who)),
+                Step::Masqueraded(pods) => nat::stop(Socket::open(), &pods, self.who),
                 Step::Made(take_back) => take_back(),
                 Step::Reserved(chosen) => self.release(&chosen),
             };

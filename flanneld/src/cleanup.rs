@@ -74,6 +74,9 @@ fn remove(device: &IfName, status: &Status) -> anyhow::Result<()> {
     requests.extend(link.map(|link| linux::link::delete(link.index, device)));
     let gone = |result: &Result<(), linux::Error>| !matches!(result, Err(error) if !error.is_not_found());
     let failed = socket.apply(&requests).into_iter().find(|result| !gone(result));
-    rules?;
+    match rules {
+        Err(error) if !error.is_unsupported() => return Err(error.into()),
+        _ => {}
+    }
     Ok(failed.unwrap_or(Ok(()))?)
 }

@@ -121,6 +121,7 @@ async fn forward(mut views: watch::Receiver<View>, inbox: Arc<Inbox>) {
 /// # Errors
 /// The kernel or the source could not be read.
 pub fn plan(settings: &Settings) -> anyhow::Result<()> {
+    need_privilege()?;
     let mut socket = linux::netlink::RouteSocket::open()?;
     let facts = node::facts(settings, &mut socket)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

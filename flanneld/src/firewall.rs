@@ -120,7 +120,14 @@ impl Firewall {
     /// Our own table could not be put right.
     pub fn reconcile(&mut self) -> Result<Vec<String>, FirewallError> {
         let (Some(want), true) = (self.want.clone(), self.dirty) else { return Ok(Vec::new()) };
-        self.own_table(&want).map_err(FirewallError)?;
+        match self.own_table(&want) {
+            // A kernel without nftables has nothing of ours to take out.
+            Err(error) if error.is_unsupported() && want.table.is_none() && !self.wishes.forward => {
+                (self.in_place, self.dirty) = (true, false);
+                return Ok(Vec::new());
+            }
+            outcome => outcome.map_err(FirewallError)?,
+        }
         self.in_place = true;
         let network = self.wishes.forward.then_some(want.network);
         let failures: Vec<_> = match self.forward_rules(&want.device, network) {

@@ -16,6 +16,9 @@ use ruleset::{
 
 use crate::node::{Machine, last_resort};
 
+/// The feature that all others need.
+const NF_TABLES: &str = "nf_tables for IPv4 (CONFIG_NF_TABLES, CONFIG_NF_TABLES_IPV4)";
+
 /// The sockets of one network namespace.
 #[derive(Debug)]
 pub struct Kernel {
@@ -72,7 +75,10 @@ impl Kernel {
     /// # Errors
     /// The kernel refused or did not answer.
     pub fn delete_table(&mut self) -> Result<(), Error> {
-        self.nft.commit(&Transaction::delete(Family::Ip, Config::table_name()))
+        match self.nft.commit(&Transaction::delete(Family::Ip, Config::table_name())) {
+            Err(error) if error.is_unsupported() => Ok(()), // a kernel without nftables
+            outcome => outcome,
+        }
     }
 
     /// The machine's addresses and routes.
@@ -128,7 +134,12 @@ impl Kernel {
             transaction.push(Change::DeleteTable);
             self.nft.commit(&transaction).is_err().then_some(name)
         };
-        features().into_iter().filter_map(lacks).collect()
+        let mut missing: Vec<_> = features().into_iter().filter_map(lacks).collect();
+        // Without nf_tables itself there is none of it.
+        if missing.first() == Some(&NF_TABLES) {
+            missing.truncate(1);
+        }
+        missing
     }
 }
 
@@ -153,7 +164,7 @@ fn features() -> Vec<(&'static str, Table)> {
     let to = Statement::dnat_by("rows", slot);
     dnat.chain("probe", Chain::base(ChainType::Nat, Hook::Prerouting, -100, [Rule::new([to])]));
     vec![
-        ("nf_tables for IPv4 (CONFIG_NF_TABLES, CONFIG_NF_TABLES_IPV4)", table()),
+        (NF_TABLES, table()),
         ("nft nat chains (CONFIG_NFT_NAT)", with(Chain::base(ChainType::Nat, Hook::Prerouting, -100, []))),
         ("nft concatenated maps with counters (Linux 5.13)", rows),
         ("nft numgen (CONFIG_NFT_NUMGEN)", {

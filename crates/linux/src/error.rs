@@ -34,6 +34,9 @@ pub enum Cause {
     /// A system call failed, or the kernel refused with a bare error number.
     #[error(transparent)]
     Errno(io::Error),
+    /// The kernel lacks a feature, which this names.
+    #[error("the kernel has no {0}, nor a module for it")]
+    Lacking(&'static str),
     /// The receive buffer was too small (ENOBUFS): answers or events are lost, so the state of the kernel
     /// is unknown and must be read again.
     #[error("the kernel's answers overran the receive buffer; what it holds must be read again")]
@@ -69,6 +72,9 @@ impl Cause {
         if !(1..4096).contains(&number) {
             return Self::Garbled(format!("{number} is not an error number"));
         }
+        if number == libc::EOPNOTSUPP && text.as_deref() == Some("Unknown device type") {
+            return Self::Lacking("interface of this kind");
+        }
         let errno = io::Error::from_raw_os_error(number);
         match text {
             Some(text) => Self::Refused { errno, text },
@@ -80,6 +86,7 @@ impl Cause {
     fn errno(&self) -> Option<i32> {
         match self {
             Self::Refused { errno, .. } | Self::Errno(errno) => errno.raw_os_error(),
+            Self::Lacking(_) => Some(libc::EOPNOTSUPP),
             Self::Overrun => Some(libc::ENOBUFS),
             Self::KeptChanging | Self::NoAnswer(_) | Self::Garbled(_) => None,
         }
@@ -93,6 +100,7 @@ impl Cause {
         match self {
             Self::Refused { errno, text } => Self::Refused { errno: again(errno), text: text.clone() },
             Self::Errno(errno) => Self::Errno(again(errno)),
+            Self::Lacking(feature) => Self::Lacking(feature),
             Self::Overrun => Self::Overrun,
             Self::KeptChanging => Self::KeptChanging,
             Self::NoAnswer(seconds) => Self::NoAnswer(*seconds),
@@ -111,6 +119,14 @@ impl Error {
     /// An error about `object` while trying to `verb` it.
     pub fn new(verb: &'static str, object: impl Into<String>, cause: impl Into<Cause>) -> Self {
         Self { verb, object: object.into(), cause: cause.into() }
+    }
+
+    /// The same error, but where its number is `errno` it means that the kernel lacks `feature`.
+    pub(crate) fn lacking(mut self, errno: i32, feature: &'static str) -> Self {
+        if self.raw_os_error() == Some(errno) {
+            self.cause = Cause::Lacking(feature);
+        }
+        self
     }
 
     /// The raw error number (errno(3)), where the kernel gave one.

@@ -103,7 +103,10 @@ impl Connection {
     /// # Errors
     /// The kernel lacks the protocol, or no descriptor is free.
     pub fn open(protocol: Protocol) -> Result<Self, Error> {
-        Self::try_open(protocol).map_err(|errno| Error::new("open", "a netlink socket", errno))
+        Self::try_open(protocol).map_err(|errno| {
+            Error::new("open", "a netlink socket", errno)
+                .lacking(libc::EPROTONOSUPPORT, "netlink for netfilter (CONFIG_NETFILTER_NETLINK)")
+        })
     }
 
     /// Opens a connection in `namespace`.

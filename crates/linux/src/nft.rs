@@ -32,6 +32,9 @@ use crate::{
     netns::Netns,
 };
 
+/// What the kernel lacks where it does not know our messages.
+const NF_TABLES: &str = "nf_tables (CONFIG_NF_TABLES)";
+
 /// A connection to nftables. It stays in the network namespace that it was opened in.
 #[derive(Debug)]
 pub struct Socket {
@@ -86,7 +89,10 @@ impl Socket {
             return Ok(());
         }
         self.connection.reserve(batch.messages());
-        let failed = |sequence: u32, cause: Cause| batch.failed(transaction, sequence, cause);
+        let failed = |sequence: u32, cause: Cause| {
+            let error = batch.failed(transaction, sequence, cause);
+            if sequence == first { error.lacking(libc::EOPNOTSUPP, NF_TABLES) } else { error }
+        };
         match self.connection.transact(&batch.bytes, first, batch.last()) {
             Err(cause) => Err(failed(first, cause)),
             Ok(refused) => match refused.into_iter().next() {
@@ -106,7 +112,8 @@ impl Socket {
             decode::attributes(message)
                 .be32(numbers::GEN_ID)
                 .ok_or_else(|| Cause::Garbled("no generation".to_owned()))
-        })?;
+        });
+        let found = found.map_err(|error| error.lacking(libc::EINVAL, NF_TABLES))?;
         found.first().copied().ok_or_else(|| request.failed(Cause::Garbled("no generation".to_owned())))
     }
 }
