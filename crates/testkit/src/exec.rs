@@ -3,14 +3,14 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::io::Write;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process_group};
 
 /// A command to run: its words, what it reads, and for how long it may run (10 s unless told).
 ///
@@ -95,13 +95,13 @@ impl Cmd {
         command
     }
 
-    /// Runs the command to its end, or kills it when its time is over.
+    /// Runs the command to its end, or kills it and what it started when its time is over.
     ///
     /// # Errors
     /// Only when it could not be started; an exit code other than 0 is in the answer.
     pub fn run(&self) -> Result<Ran> {
         let mut command = self.to_command();
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         if self.stdin.is_some() {
             command.stdin(Stdio::piped());
         }
@@ -116,7 +116,7 @@ impl Cmd {
         let (output, timed_out) = match wait.recv_timeout(self.limit) {
             Ok(output) => (output, false),
             Err(_) => {
-                let _ = kill_process(pid, Signal::KILL);
+                let _ = kill_process_group(pid, Signal::KILL);
                 let output = wait.recv_timeout(Duration::from_secs(2));
                 (output.with_context(|| format!("{self} did not end after {:?}", self.limit))?, true)
             }
@@ -240,11 +240,15 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_hangs_is_killed() -> Result<()> {
+    fn a_command_that_hangs_is_killed_with_what_it_started() -> Result<()> {
         let start = Instant::now();
-        let ran = Cmd::new("sleep 30").limit(Duration::from_millis(100)).run()?;
+        let hangs = Cmd::shell("sleep 30 & echo $!; wait").limit(Duration::from_millis(500));
+        let ran = hangs.run()?;
         assert!(ran.timed_out && !ran.success());
-        assert!(start.elapsed() < Duration::from_secs(5));
+        assert!(start.elapsed() < Duration::from_secs(20));
+        // Killed, though perhaps nobody has waited for it yet.
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", ran.stdout.trim())).unwrap_or_default();
+        assert!(stat.is_empty() || stat.contains(") Z "), "what it started goes on: {stat}");
         Ok(())
     }
 

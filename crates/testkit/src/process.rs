@@ -1,16 +1,17 @@
 //! Long-running children that never outlive their test.
 
 use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::{Cmd, eventually};
 
-/// A running program whose output goes to a file; killed when this value goes.
+/// A running program whose output goes to a file; killed with all that it started when this value goes.
 ///
 /// The kernel also kills it when the thread that started it ends, so start it where it is needed.
 #[derive(Debug)]
@@ -46,6 +47,10 @@ impl Process {
         };
         let mut command = cmd.to_command();
         command.stdin(Stdio::null()).stdout(open()?).stderr(open()?);
+        if !keep {
+            // As `setsid` makes one.
+            command.process_group(0);
+        }
         let child = command.spawn().with_context(|| format!("failed to start {cmd}"))?;
         Ok(Self { child, log, shown: cmd.to_string(), keep })
     }
@@ -82,8 +87,11 @@ impl Process {
             .with_context(|| format!("failed to signal {}", self.shown))
     }
 
-    /// `kill -9`, and waits until it is gone.
+    /// `kill -9` for it and all that it started, and waits until it is gone.
     pub fn kill(&mut self) {
+        if self.is_running() {
+            let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+        }
         drop(self.child.kill());
         drop(self.child.wait());
     }

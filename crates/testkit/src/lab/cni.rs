@@ -1,11 +1,11 @@
 //! Executing CNI plugins as a container runtime does.
 
-use std::env;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
+use crate::find::bin_dir;
 use crate::{Cmd, Ran, Space};
 
 /// A conflist, and where the plugins are.
@@ -30,8 +30,7 @@ impl Chain {
     /// Takes a conflist; plugins are looked up beside our programs, then where Debian puts its own.
     #[must_use]
     pub fn new(list: Value) -> Self {
-        let ours = env::var_os("WEFT_BIN_DIR").map_or_else(|| crate::workspace().join("bin"), PathBuf::from);
-        Self { list, dirs: vec![ours, PathBuf::from("/usr/lib/cni")] }
+        Self { list, dirs: vec![bin_dir(), PathBuf::from("/usr/lib/cni")] }
     }
 
     /// Reads a conflist; plugins are looked up beside our programs, then where Debian puts its own.
@@ -41,10 +40,8 @@ impl Chain {
     pub fn from_conflist(path: &Path) -> Result<Self> {
         let text =
             std::fs::read_to_string(path).with_context(|| format!("failed to read {}", path.display()))?;
-        let list =
-            serde_json::from_str(&text).with_context(|| format!("failed to parse {}", path.display()))?;
-        let ours = env::var_os("WEFT_BIN_DIR").map_or_else(|| crate::workspace().join("bin"), PathBuf::from);
-        Ok(Self { list, dirs: vec![ours, PathBuf::from("/usr/lib/cni")] })
+        let list = serde_json::from_str(&text);
+        list.map(Self::new).with_context(|| format!("failed to parse {}", path.display()))
     }
 
     /// Runs ADD through the chain, each plugin given the result of the one before; the final result.
