@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use netns_tests::demo::Fault;
+use netns_tests::demo::{Fault, UNMEASURED};
 use testkit::{Cmd, Ran, netns_or_skip};
 
 fn demo(words: &[&str]) -> Result<Ran> {
@@ -16,6 +16,7 @@ fn notices(fault: Fault) -> Result<()> {
     }
     let ran = demo(&["--break", fault.name()])?;
     assert_eq!(ran.code, Some(1), "{ran}");
+    assert!(!ran.stdout.contains(UNMEASURED), "a check that can't be carried out notices nothing: {ran}");
     for check in fault.noticed_by() {
         let verdict = ran.stdout.lines().rfind(|line| line.contains(check)).map(str::to_owned);
         assert!(verdict.is_some_and(|line| line.starts_with("FAIL")), "{check}: {ran}");

@@ -7,6 +7,7 @@ mod report;
 mod services;
 
 pub use breaks::Fault;
+pub use report::UNMEASURED;
 pub use services::serve;
 
 use std::time::{Duration, Instant};

@@ -28,10 +28,12 @@ pub(super) fn judge(cluster: &Cluster, report: &mut Report) {
     let pods: Vec<_> = cluster.pods.all().map(Place::Pod).collect();
     let nodes: Vec<_> = cluster.lab.nodes.iter().map(Place::Node).collect();
     for (who, places) in [("pods", &pods), ("nodes", &nodes)] {
-        for (name, at) in [("myweb", MYWEB), ("kubernetes", KUBERNETES), ("kube-dns over TCP", DNS)] {
-            report.check(format!("{who} to {name}"), || each(places, &curl(at)));
+        for (name, at, by) in
+            [("myweb", MYWEB, "web"), ("kubernetes", KUBERNETES, "api"), ("kube-dns over TCP", DNS, "dns")]
+        {
+            report.check(format!("{who} to {name}"), || each(places, &curl(at), by));
         }
-        report.check(format!("{who} to kube-dns over UDP"), || each(places, &datagram(DNS)));
+        report.check(format!("{who} to kube-dns over UDP"), || each(places, &datagram(DNS), "dns"));
     }
     report.check("outside to the NodePort of every node", || node_ports(cluster));
     report.check(SPREAD, || spread(cluster));
@@ -76,7 +78,7 @@ fn datagram(at: SocketAddrV4) -> Cmd {
     ))
 }
 
-fn every_pair(cluster: &Cluster) -> Result<Judged> {
+pub(super) fn every_pair(cluster: &Cluster) -> Result<Judged> {
     let (mut good, mut total, mut shown) = (0, 0, None);
     for from in cluster.pods.all() {
         for to in cluster.pods.all().filter(|to| to.name != from.name) {
@@ -94,12 +96,12 @@ fn every_pair(cluster: &Cluster) -> Result<Judged> {
     Ok(Judged::by(good == total, format!("{good} of {total}"), &place, &ran, line))
 }
 
-/// Lets every place run the command; each has to get an answer.
-fn each(places: &[Place<'_>], cmd: &Cmd) -> Result<Judged> {
+/// Lets every place run the command; each has to get an answer by a server whose name begins so.
+fn each(places: &[Place<'_>], cmd: &Cmd, by: &str) -> Result<Judged> {
     let (mut good, mut shown) = (0, None);
     for place in places {
         let ran = place.run(cmd)?;
-        let answered = ran.success() && !ran.stdout.trim().is_empty();
+        let answered = ran.success() && ran.stdout.starts_with(by);
         good += usize::from(answered);
         if shown.is_none() || !answered {
             shown = Some((place.name(), ran));
@@ -113,7 +115,10 @@ fn each(places: &[Place<'_>], cmd: &Cmd) -> Result<Judged> {
 fn captured(cluster: &Cluster) -> Result<Judged> {
     let (from, to) = (&cluster.pods.web[1], &cluster.pods.web[0]);
     let outer = (cluster.lab.nodes[1].address, cluster.lab.nodes[0].address);
-    let line = format!("tcpdump -n -l -i br0 -T vxlan -c 1 src host {} and udp port 8472", outer.0);
+    let line = format!(
+        "tcpdump -n -l -i br0 -T vxlan -c 1 src host {} and dst host {} and udp port 8472",
+        outer.0, outer.1
+    );
     let log = cluster.lab.dir.path().join("tcpdump.log");
     let mut dump: Process = cluster.lab.underlay.spawn(Cmd::new(line), &log)?;
     dump.wait_for_log("listening on", Duration::from_secs(5))?;
@@ -122,12 +127,20 @@ fn captured(cluster: &Cluster) -> Result<Judged> {
     let _ = dump.wait(Duration::from_secs(3));
     let log = dump.log();
     let lines: Vec<_> = log.lines().filter(|line| line.contains("vni") || line.contains("ICMP")).collect();
-    let outer = format!("{}.", outer.0);
-    let pass = lines.iter().any(|line| line.contains("vni 1") && line.contains(&outer));
+    let outer = (format!("IP {}.", outer.0), format!("> {}.8472: VXLAN", outer.1));
+    let inner = format!("IP {} > {}: ICMP echo request", from.address, to.address);
+    let is_outer =
+        |line: &str| line.contains(&outer.0) && line.contains(&outer.1) && line.ends_with(", vni 1");
+    let pass = matches!(*lines, [first, second] if is_outer(first) && second.starts_with(&inner));
     println!("    {}", lines.join("\n    "));
     Ok(Judged {
         pass,
-        measured: if pass { "VNI 1, outer addresses are the nodes'" } else { "not seen" }.to_owned(),
+        measured: if pass {
+            "VNI 1, outer addresses are the nodes', inner ones the pods'"
+        } else {
+            "not seen"
+        }
+        .to_owned(),
         command: format!("underlay# {}", dump.shown()),
         line: if lines.is_empty() { log.trim().to_owned() } else { lines.join("\n") },
     })

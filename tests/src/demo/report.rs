@@ -5,6 +5,9 @@ use std::fmt::Write as _;
 use anyhow::Result;
 use testkit::Ran;
 
+/// The measured value of a check that could not be carried out.
+pub const UNMEASURED: &str = "could not be measured";
+
 /// What was seen, and by which foreign command.
 #[derive(Clone, Debug)]
 pub(super) struct Judged {
@@ -54,7 +57,7 @@ impl Report {
         }
         let judged = work().unwrap_or_else(|error| Judged {
             pass: false,
-            measured: "could not be measured".to_owned(),
+            measured: UNMEASURED.to_owned(),
             command: String::new(),
             line: format!("{error:#}"),
         });

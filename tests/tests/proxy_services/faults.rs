@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use netns_tests::nft::without_counters;
 use testkit::{Cmd, Process, bin, eventually};
 
 use crate::world::{LIMIT, WEB, World, ask, web};
@@ -84,18 +85,6 @@ fn what_others_change_in_our_table_is_put_back_within_200_ms() -> Result<()> {
     }
     assert!(ask(&world.node, (WEB, 80))?.is_ok());
     Ok(())
-}
-
-/// The listing without the numbers that packets change.
-fn without_counters(text: &str) -> String {
-    let plain = |line: &str| {
-        let mut words: Vec<&str> = line.split_whitespace().collect();
-        while let Some(at) = words.iter().position(|word| *word == "packets") {
-            words.drain(at..(at + 4).min(words.len()));
-        }
-        words.join(" ")
-    };
-    text.lines().map(plain).collect::<Vec<_>>().join("\n")
 }
 
 #[test]
