@@ -5,35 +5,14 @@ use std::{
     io::Write,
     path::Path,
     thread,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
 use serde_json::Value;
-use testkit::{Cmd, Netns, bin};
+use testkit::{Cmd, Netns, Random, bin};
 
 use crate::bed::{Bed, Who, call, command};
-
-/// Numbers from a seed that the test prints (xorshift64).
-struct Dice(u64);
-
-impl Dice {
-    /// From WEFT_SEED, else from the clock.
-    fn new(what: &str) -> Self {
-        let given = std::env::var("WEFT_SEED").ok().and_then(|text| text.parse().ok());
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| d.as_nanos() as u64);
-        let seed = given.unwrap_or(now | 1);
-        println!("{what}: seed {seed} (WEFT_SEED={seed} repeats it)");
-        Self(seed)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % end
-    }
-}
 
 /// Starts a call and kills it after `delay`. True if it had ended by itself.
 fn kill_after(delay: Duration, verb: &str, who: &Who, config: &Value) -> bool {
@@ -81,7 +60,7 @@ fn assert_clean(bed: &Bed, pod: &Netns, undisturbed: &[String], what: &str) -> R
 
 fn hammer(verb: &str, masquerade: bool, kills: u32) -> Result<()> {
     let Some(bed) = Bed::new("kills")? else { return Ok(()) };
-    let mut dice = Dice::new(verb);
+    let mut random = Random::printed();
     let (pod, mut config) = (Netns::new()?, bed.flannel()?);
     config["delegate"]["ipMasq"] = masquerade.into();
     let who = Who::new("c1", &pod);
@@ -92,24 +71,24 @@ fn hammer(verb: &str, masquerade: bool, kills: u32) -> Result<()> {
     let pairs = (0..8).map(|_| (usual("ADD", &who, &config), usual("DEL", &who, &config)));
     let (adds, dels): (Vec<_>, Vec<_>) = pairs.unzip();
     let length = if verb == "ADD" { adds } else { dels }.into_iter().min().unwrap_or_default();
-    let limit = u64::try_from(length.as_micros())?.max(500) * 5 / 4;
+    let limit = length.max(Duration::from_micros(500)) * 5 / 4;
     let mut completed = 0;
     for round in 0..kills {
         if verb == "DEL" {
             usual("ADD", &who, &config);
         }
-        completed += u32::from(kill_after(Duration::from_micros(dice.below(limit)), verb, &who, &config));
-        if dice.below(4) == 0 {
+        completed += u32::from(kill_after(random.below(limit), verb, &who, &config));
+        if random.number().is_multiple_of(4) {
             // A runtime that tries again first: a second result, or the first link is in the way.
             let again = call("ADD", &who, &config);
             assert!(again.code == Some(0) || again.error().1.ends_with("already exists"), "{again:?}");
         }
-        let homeless = dice.below(4) == 0;
+        let homeless = random.number().is_multiple_of(4);
         let last = if homeless { who.homeless() } else { who.clone() };
         call("DEL", &last, &config).silent();
         assert_clean(&bed, &pod, &undisturbed, &format!("{verb} round {round}, homeless {homeless}"))?;
     }
-    println!("{verb}: {kills} kills within {limit} us, {completed} calls had ended before");
+    println!("{verb}: {kills} kills within {limit:?}, {completed} calls had ended before");
     assert!(completed < kills * 3 / 4, "too few calls were cut short");
     usual("ADD", &who, &config);
     pod.cmd("ping -n -c1 -W2 10.42.3.1").ok()?;

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use daemon::Random;
 use overlay_core::wire::vxlan_value;
+use testkit::Random;
 
 use crate::{
     node::{Node, facts, key, quick, settings},
@@ -29,13 +29,13 @@ struct Cluster {
 }
 
 impl Cluster {
-    fn below(&mut self, n: usize) -> usize {
-        usize::try_from(self.random.bits() % u64::try_from(n.max(1)).unwrap_or(1)).unwrap_or(0)
+    fn below(&mut self, n: u8) -> u8 {
+        u8::try_from(self.random.number() % u64::from(n.max(1))).unwrap_or(0)
     }
 
     /// One thing that may happen to a cluster.
     fn disturb(&mut self) -> Result<String> {
-        let who = self.below(self.nodes.len());
+        let who = usize::from(self.below(NODES));
         let path = self.nodes[who].subnet().map(key);
         Ok(match (self.below(7), path) {
             (0, Some(path)) => {
@@ -72,7 +72,7 @@ impl Cluster {
                 format!("node {number} killed and started")
             }
             (5, _) => {
-                let address = [192, 0, 3, u8::try_from(self.below(200))?];
+                let address = [192, 0, 3, self.below(200)];
                 if self.expected.iter().all(|e| e.address != address) {
                     self.expected[who].address = address;
                     self.nodes[who].facts.send_modify(|facts| {
@@ -142,15 +142,12 @@ impl Cluster {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_happens_each_node_ends_with_its_one_lease() -> Result<()> {
-    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or_else(|| Random::from_system().bits());
-    println!("SEED={seed}");
     let server = Server::start(1)?;
     server.put_config()?;
     let nodes = (1..=NODES).map(|n| Node::start(&server, n)).collect();
     let expected = (1..=NODES).map(|n| Expected { address: [192, 0, 2, n], subnet: None }).collect();
-    let mut cluster = Cluster { server, nodes, expected, random: Random::seeded(seed) };
-    let mut story = vec![format!("SEED={seed}")];
+    let mut cluster = Cluster { server, nodes, expected, random: Random::printed() };
+    let mut story = Vec::new();
     cluster.settle(&story).await?;
     for round in 0..ROUNDS {
         story.push(cluster.disturb()?);

@@ -1,7 +1,5 @@
 //! etcd away, back, compacted, emptied.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result};
 use overlay_core::lease::View;
 
@@ -187,9 +185,7 @@ async fn a_node_that_starts_without_etcd_waits_for_it() -> Result<()> {
     server.launch()?;
     server.put_config()?;
     node.leased().await?;
-    eventually("well", || Ok(node.view.borrow().state.problem.is_none())).await?;
-    tokio::time::sleep(Duration::from_millis(10)).await;
-    Ok(())
+    eventually("well", || Ok(node.view.borrow().state.problem.is_none())).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
