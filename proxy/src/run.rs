@@ -323,6 +323,8 @@ impl Runner {
         if self.unknown {
             self.unknown = false;
             self.generation = self.kernel.generation().ok();
+        } else if let Some(generation) = &mut self.generation {
+            *generation = generation.wrapping_add(transactions.len() as u32); // ours alone: one each
         }
         let flows = self.forget_flows(&own)?;
         let wanted = self.machine.wanted_routes(&self.routed(), &own);

@@ -357,13 +357,16 @@ fn the_kernel_holds_what_the_model_says() -> Result<()> {
     ruleset::apply(&mut model, &Transaction::create(&proxy.state.table()))?;
     let mut now = Duration::ZERO;
     for _ in 0..300 {
-        now += random.below(Duration::from_secs(3));
+        now += random.below(Duration::from_secs(90));
         proxy.catalog.replace(&some_objects(&mut random));
         let delta = proxy.state.sync(&mut proxy.catalog, now);
+        let mut generation = proxy.socket.generation()?;
         for transaction in delta.into_transactions(proxy.state.config()) {
             proxy.socket.commit(&transaction)?;
             ruleset::apply(&mut model, &transaction)?;
+            generation += 1;
         }
+        assert_eq!(proxy.socket.generation()?, generation, "each transaction makes it larger by one");
         let held = proxy.socket.table(Family::Ip, &Config::table_name())?.context("no table")?;
         let held = held.without_handles();
         assert_eq!(Some(&held), model.as_ref());

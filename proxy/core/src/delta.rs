@@ -12,7 +12,9 @@ use crate::tables::{Config, SetName};
 /// The step in which a change is made; steps are made in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
-    /// What will be pointed at: chains, classes, rows.
+    /// What will be pointed at: chains, classes, rows. Chains must not come with what points at them: a packet
+    /// whose way through the rules began before a commit finds the chains that it makes empty, and would pass
+    /// without translation.
     Grow,
     /// What points: front ends, with what stands for them while they have no endpoint; rows whose endpoint
     /// is another one now; hairpins, which count once something leads to their row.
@@ -147,6 +149,7 @@ impl Delta {
             steps.at(Step::Sweep).push(ruleset::Change::FlushChain { name: name.clone() });
             steps.at(Step::Sweep).push(ruleset::Change::DeleteChain { name });
         }
+        steps.join_the_last();
         steps.finish()
     }
 }
@@ -209,6 +212,15 @@ impl Steps {
         let keys: Vec<_> = changed.iter().map(|(key, _)| key.clone()).collect();
         self.at(Step::Switch).delete_elements(name, &held.spec, keys).add_elements(name, &held.spec, changed);
         self.at(added(set)).add_elements(name, &held.spec, new);
+    }
+
+    /// Where all three steps of a change would be needed, the last two become one: a change costs at most two
+    /// transactions, and a packet that crosses the second one takes slot 0.
+    fn join_the_last(&mut self) {
+        let [grow, switch, shrink, _] = &mut self.0;
+        if !grow.is_empty() && !switch.is_empty() {
+            switch.changes.append(&mut shrink.changes);
+        }
     }
 
     fn finish(self) -> Vec<Transaction> {

@@ -15,9 +15,13 @@ use std::{
 /// How long a number that was given back rests.
 pub const REST: Duration = Duration::from_secs(10);
 
-/// How long a class stays after its last front end left it: a packet that meets a class that is gone would pass
-/// without translation.
-pub const LINGER: Duration = Duration::from_secs(1);
+/// How long a class stays after its last front end left it: Services come back to numbers of endpoints that they
+/// had.
+pub const LINGER: Duration = Duration::from_secs(60);
+
+/// How long a class without a front end stays that an earlier run left. A packet that meets a class that is gone
+/// would pass without translation.
+pub const CROSSING: Duration = Duration::from_secs(1);
 
 /// Bits of the class in a front end's value.
 pub const CLASS_BITS: u32 = 12;
@@ -162,7 +166,8 @@ impl fmt::Display for Class {
 struct Held {
     number: u32,
     users: u32,
-    idle_since: Duration,
+    /// While nobody uses it.
+    stays_until: Duration,
 }
 
 /// The classes in the kernel and their numbers.
@@ -196,14 +201,14 @@ impl Classes {
             return Some(held.number);
         }
         let number = self.pool.take(now)?;
-        self.held.insert(class, Held { number, users: 0, idle_since: now });
+        self.held.insert(class, Held { number, users: 0, stays_until: now + LINGER });
         Some(number)
     }
 
-    /// Holds a class that the kernel has under that number, if both are free.
+    /// Holds a class that an earlier run left under that number, if both are free.
     pub fn adopt(&mut self, class: Class, number: u32, now: Duration) {
         if !self.held.contains_key(&class) && self.pool.claim(number) {
-            self.held.insert(class, Held { number, users: 0, idle_since: now });
+            self.held.insert(class, Held { number, users: 0, stays_until: now + CROSSING });
         }
     }
 
@@ -218,13 +223,13 @@ impl Classes {
     pub fn leave(&mut self, class: &Class, now: Duration) {
         if let Some(held) = self.held.get_mut(class) {
             held.users = held.users.saturating_sub(1);
-            held.idle_since = now;
+            held.stays_until = now + LINGER;
         }
     }
 
-    /// Lets go of the classes without a front end for [`LINGER`], and names them with their numbers.
+    /// Lets go of the classes whose time without a front end is over, and names them with their numbers.
     pub fn expire(&mut self, now: Duration) -> Vec<(Class, u32)> {
-        let is_over = |held: &Held| held.users == 0 && now.saturating_sub(held.idle_since) >= LINGER;
+        let is_over = |held: &Held| held.users == 0 && now >= held.stays_until;
         let over: Vec<_> = self
             .held
             .iter()
@@ -241,7 +246,7 @@ impl Classes {
     /// When [`Self::expire`] next has something to do.
     #[must_use]
     pub fn next_expiry(&self) -> Option<Duration> {
-        self.held.values().filter(|held| held.users == 0).map(|held| held.idle_since + LINGER).min()
+        self.held.values().filter(|held| held.users == 0).map(|held| held.stays_until).min()
     }
 }
 
@@ -276,18 +281,20 @@ mod tests {
     }
 
     #[test]
-    fn a_class_lingers_for_a_second_after_its_last_front_end() {
+    fn a_class_lingers_for_a_minute_after_its_last_front_end() {
         let mut classes = Classes::default();
         assert_eq!((classes.hold(class(2), at(0)), classes.hold(class(3), at(0))), (Some(1), Some(2)));
         assert_eq!(classes.hold(class(2), at(0)), Some(1));
         classes.enter(&class(2));
         classes.enter(&class(3));
         classes.leave(&class(2), at(5));
-        assert_eq!(classes.next_expiry(), Some(at(6)));
-        assert_eq!(classes.expire(at(5)), []);
-        assert_eq!(classes.expire(at(6)), [(class(2), 1)]);
+        assert_eq!(classes.next_expiry(), Some(at(65)));
+        assert_eq!(classes.expire(at(64)), []);
+        assert_eq!(classes.expire(at(65)), [(class(2), 1)]);
         assert_eq!(classes.next_expiry(), None);
-        assert_eq!(classes.hold(class(2), at(7)), Some(3), "number 1 rests");
+        assert_eq!(classes.hold(class(2), at(66)), Some(3), "number 1 rests");
+        classes.adopt(class(4), 9, at(100));
+        assert_eq!(classes.expire(at(101)), [(class(4), 9)], "one that nobody took over");
     }
 
     #[test]

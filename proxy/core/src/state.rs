@@ -9,7 +9,7 @@
 //! kernel ([`crate::adopt`]).
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::IpAddr,
     time::Duration,
 };
@@ -190,6 +190,9 @@ impl State {
         while let Some(name) = queue.pop_first() {
             self.update(&name, catalog, Pass { found, now, delta, queue: &mut queue });
         }
+        if !delta.is_empty() {
+            return; // classes go in a pass of their own, so that a change stays small
+        }
         for (class, number) in self.classes.expire(now) {
             delta.take(SetName::Classes, Value::number(number).into(), tables::class_element(&class));
             for (name, _) in self.chains_of_only(&class) {
@@ -201,7 +204,9 @@ impl State {
     /// Brings one Service up to date.
     fn update(&mut self, name: &ObjectName, catalog: &Catalog, mut pass: Pass<'_>) {
         let before = self.programmed.remove(name).unwrap_or_default();
-        self.problems.remove(name);
+        for problem in self.problems.remove(name).unwrap_or_default() {
+            self.wait_no_longer(name, &problem);
+        }
         let service = catalog.service(name);
         self.release_unwanted(name, service, &before, pass.queue);
         let mut after = Vec::new();
@@ -238,6 +243,18 @@ impl State {
             self.owners.remove(front);
             if let Some(heirs) = self.waiting.remove(front) {
                 queue.extend(heirs.into_iter().filter(|heir| heir != name));
+            }
+        }
+    }
+
+    /// Takes a Service off the list of those that want a front end of another.
+    fn wait_no_longer(&mut self, name: &ObjectName, problem: &Problem) {
+        if let Problem::Taken { front, .. } = problem
+            && let Entry::Occupied(mut waiting) = self.waiting.entry(*front)
+        {
+            waiting.get_mut().remove(name);
+            if waiting.get().is_empty() {
+                waiting.remove();
             }
         }
     }
