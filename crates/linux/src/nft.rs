@@ -67,7 +67,8 @@ impl Socket {
     /// Makes all changes of `transaction`, or none. An empty one is done without asking the kernel.
     ///
     /// # Errors
-    /// The kernel refused a change, which the error names, or did not answer; then nothing was changed.
+    /// The kernel refused a change, which the error names, or did not answer, or a rule is longer than a
+    /// message can be; then nothing was changed.
     pub fn commit(&mut self, transaction: &Transaction) -> Result<(), Error> {
         self.commit_at(transaction, None)
     }
@@ -83,7 +84,7 @@ impl Socket {
         }
         // Looks at the next number without taking it: how many are needed is known after packing.
         let first = self.connection.reserve(0);
-        let batch = encode::batch(transaction, first, generation);
+        let batch = encode::batch(transaction, first, generation)?;
         // A change of no elements is no message, and the kernel would have nothing to answer to.
         if batch.messages() <= 2 {
             return Ok(());
@@ -125,9 +126,11 @@ impl AsFd for Socket {
 }
 
 /// The bytes that [`Socket::commit`] sends for `transaction`, with sequence numbers from 0 on.
-#[must_use]
-pub fn pack(transaction: &Transaction) -> Vec<u8> {
-    encode::batch(transaction, 0, None).bytes
+///
+/// # Errors
+/// A rule is longer than a message can be.
+pub fn pack(transaction: &Transaction) -> Result<Vec<u8>, Error> {
+    encode::batch(transaction, 0, None).map(|batch| batch.bytes)
 }
 
 /// A request to read something, filtered by text attributes.

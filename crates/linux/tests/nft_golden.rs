@@ -10,28 +10,46 @@ use nft_tools::{Result, batch_of, namespace, theirs};
 use ruleset::{Family, Table, Transaction};
 
 fn tables() -> Vec<Table> {
-    vec![c6::overlay(), c6::services(), c6::shape(Family::Ip6), c6::oddments(), c6::both()]
+    vec![c6::overlay(), c6::services(), c6::shape(Family::Ip6), c6::oddments(), c6::both(), c6::fields()]
 }
 
 #[test]
 fn a_whole_table_is_sent_as_nft_sends_its_text() -> Result {
+    let mut faults_of_nft = Vec::new();
     for table in tables() {
         let Some(ns) = namespace() else { return Ok(()) };
         assert_eq!(table.check(), Ok(()));
         let sent = theirs(&ns, &table.to_string())?;
-        let packed = pack(&Transaction::create(&table));
+        let packed = pack(&Transaction::create(&table))?;
         let (sent, packed) = (batch_of(&sent), batch_of(&packed));
-        for (theirs, ours) in sent.iter().zip(&packed) {
-            // nft 1.0.6 loads the data of an element over the end of a key that is longer than 16 bytes
-            // (`update @affinity { meta priority . ip6 saddr : meta priority }`).
-            let overwrites = table.family == Family::Ip6 && ours.mentions("dynset");
-            // It turns round the one byte of `meta l4proto` where the set has ranges.
-            let turns_a_byte = table.name.as_str() == "oddments" && theirs.mentions("byteorder");
-            assert!(theirs == ours || overwrites || turns_a_byte, "in {}:\n{theirs:?}\n{ours:?}", table.name);
+        for (theirs, ours) in sent.iter().zip(&packed).filter(|(theirs, ours)| theirs != ours) {
+            let fault = fault_of_nft(&format!("{theirs:?}"), &format!("{ours:?}"));
+            let fault = fault.ok_or_else(|| format!("in {}:\n{theirs:?}\n{ours:?}", table.name))?;
+            faults_of_nft.push((table.name.to_string(), fault));
         }
         assert_eq!(sent.len(), packed.len(), "messages for table {}", table.name);
     }
+    let seen: Vec<_> = faults_of_nft.iter().map(|(table, fault)| (table.as_str(), *fault)).collect();
+    let overwritten = ("weft-proxy", "data over the key");
+    assert_eq!(seen, [overwritten, overwritten, overwritten, ("oddments", "a byte turned")]);
     Ok(())
+}
+
+/// What nft 1.0.6 does wrongly, if that is all in which its message differs from ours.
+fn fault_of_nft(theirs: &str, ours: &str) -> Option<&'static str> {
+    let mut theirs: Vec<&str> = theirs.lines().collect();
+    let ours: Vec<&str> = ours.lines().collect();
+    // It loads the data of an element over the end of a key that is longer than 16 bytes
+    // (`update @affinity { meta priority . ip6 saddr : meta priority }`): into register 2 instead of 3.
+    let mut pairs = theirs.iter().zip(&ours).filter(|(theirs, ours)| theirs != ours);
+    let is_register = |(a, b): (&&str, &&str)| a.contains(" = 00000002 ") && b.contains(" = 00000003 ");
+    if theirs.len() == ours.len() && pairs.all(is_register) {
+        return Some("data over the key");
+    }
+    // It turns round the one byte of `meta l4proto` where the set has ranges: one expression of eight lines.
+    let at = theirs.iter().position(|line| line.contains("byteorder"))?.checked_sub(1)?;
+    theirs.drain(at..at + 8);
+    (theirs == ours).then_some("a byte turned")
 }
 
 #[test]

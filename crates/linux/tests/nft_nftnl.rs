@@ -16,7 +16,7 @@ const SET_FLAGS: u16 = 3;
 const SET_USERDATA: u16 = 13;
 
 fn ours(transaction: &Transaction) -> Vec<Sent> {
-    let all = batch_of(&pack(transaction));
+    let all = batch_of(&pack(transaction).unwrap());
     all[1..all.len() - 1].iter().map(|message| message.sorted_without(&[])).collect()
 }
 

@@ -1,16 +1,23 @@
 //! What the kernel or `nft` would not accept, found before anything is sent.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use crate::{
-    Data, Expr, Family, Field, Key, MapData, Name, NatTarget, Selector, Set, SetSpec, Source, Statement,
-    Table, Type, Value, Verdict,
+    Data, Expr, Family, Field, Key, MapData, Name, Selector, Set, SetSpec, Source, Statement, Table, Type,
+    Value, Verdict, userdata,
 };
 
 /// Longest name (`NFT_NAME_MAXLEN` with the final zero), in bytes.
 const LONGEST_NAME: usize = 255;
-/// Longest comment (`NFTNL_UDATA_COMMENT_MAXLEN`), in bytes.
-const LONGEST_COMMENT: usize = 128;
+/// Longest comment that `nft` reads and shows (`NFTNL_UDATA_COMMENT_MAXLEN`), in bytes.
+pub const LONGEST_COMMENT: usize = 128;
+/// Most bytes that the kernel keeps for `nft` beside an object (`NFT_USERDATA_MAXLEN`).
+const LONGEST_USERDATA: usize = 256;
+/// Most bytes that the registers of a rule hold: 16 of 4 bytes each.
+const REGISTERS: usize = 64;
 
 /// Words that `nft` (1.0.6) takes for its own wherever a name could stand.
 const RESERVED: &str = "\
@@ -95,14 +102,13 @@ impl<'a> Check<'a> {
 
     fn comment(&mut self, comment: Option<&str>) {
         let Some(text) = comment else { return };
-        if text.len() >= LONGEST_COMMENT || text.contains(['"', '\n', '\0']) {
+        if text.len() > LONGEST_COMMENT || text.contains(['"', '\n', '\0']) {
             self.fault(format!("nft can't write the comment {text:?}"));
         }
     }
 
     fn set(&mut self, set: &Set) {
         let spec = &set.spec;
-        self.comment(spec.comment.as_deref());
         self.typed(&spec.key);
         if let Some(MapData::Value(data)) = &spec.data {
             self.typed(data);
@@ -111,9 +117,13 @@ impl<'a> Check<'a> {
         if let Some(kind) = spec.key.types().iter().find(|kind| spec.interval && is_host_order(kind)) {
             self.fault(format!("ranges of {kind:?} would compare bytes in the machine's order"));
         }
+        if userdata::of_set(spec).len() > LONGEST_USERDATA {
+            self.fault("its types are too many for nft to note");
+        }
         if spec.dynamic && spec.size.is_none() {
             self.fault("a dynamic set needs a size: the kernel would choose one");
         }
+        self.overlaps(set);
         for (key, element) in &set.elements {
             self.comment(element.comment.as_deref());
             if !spec.key.fits(key.first()) || !spec.key.fits(key.last()) {
@@ -131,16 +141,39 @@ impl<'a> Check<'a> {
         }
     }
 
+    /// Elements of which one value would find two. Where ranges are concatenated, the kernel refuses some of
+    /// these, by the order in which they come.
+    fn overlaps(&mut self, set: &Set) {
+        if !set.spec.interval || set.spec.key.0.is_empty() {
+            return;
+        }
+        let widths: Vec<usize> = set.spec.key.types().iter().map(|kind| kind.width()).collect();
+        let keys: Vec<&Key> = set.elements.keys().collect();
+        for (key, at) in keys.iter().zip(1..) {
+            if !key.overlaps(key, &widths) {
+                self.fault(format!("the element {key:?} ends before it begins"));
+            }
+            // Keys are in the order of their first values, so that only neighbours share a first part.
+            let near = keys[at..].iter().take_while(|other| other.overlaps(key, &widths[..1]));
+            for other in near.filter(|other| other.overlaps(key, &widths)) {
+                self.fault(format!("the elements {key:?} and {other:?} overlap"));
+            }
+        }
+    }
+
     /// `typeof` of this can be written down for `nft`.
     fn typed(&mut self, selector: &Selector) {
         if selector.0.is_empty() {
             self.fault("a key or data needs at least one part");
         }
         for part in &selector.0 {
-            if matches!(part, Expr::Field(Field::FibSaddrType | Field::FibDaddrType)) {
+            if matches!(part, Expr::Bits { .. }) {
                 self.fault(format!("`{part}` can't declare a type"));
             }
             self.expr(*part);
+        }
+        if selector.width() > REGISTERS {
+            self.fault(format!("`{selector}` does not fit into the registers"));
         }
     }
 
@@ -204,7 +237,7 @@ impl<'a> Check<'a> {
                 });
             }
             Statement::Set { field, to } => self.source(to, &field.field().into()),
-            Statement::Dnat(target) => self.nat(target),
+            Statement::Dnat { key, map } => self.dnat(key, map),
             Statement::Verdict(verdict) => self.verdict(verdict),
             Statement::Masquerade(_) | Statement::Reject(_) | Statement::Counter => {}
             Statement::Lookup { .. } | Statement::Vmap { .. } | Statement::Dynamic { .. } => {
@@ -215,7 +248,12 @@ impl<'a> Check<'a> {
 
     fn lookup(&mut self, statement: &Statement) {
         match statement {
-            Statement::Lookup { key, set, .. } => drop(self.spec(set, key)),
+            Statement::Lookup { key, set, .. } => {
+                let spec = self.spec(set, key);
+                if spec.is_some_and(|spec| spec.data.is_some()) {
+                    self.fault(format!("{set} is a map, not a set"));
+                }
+            }
             Statement::Vmap { key, map } => {
                 let spec = self.spec(map, key);
                 if spec.is_some_and(|spec| spec.data != Some(MapData::Verdict)) {
@@ -230,12 +268,19 @@ impl<'a> Check<'a> {
                 if timeout.is_some() && !spec.timeout {
                     self.fault(format!("{set} has no `flags timeout`"));
                 }
+                if timeout.is_some_and(|time| time.is_zero() || time.subsec_nanos() != 0) {
+                    self.fault("a time to live is one or more whole seconds");
+                }
                 let wanted = match &spec.data {
                     Some(MapData::Value(data)) => data.types(),
                     Some(MapData::Verdict) | None => Vec::new(),
                 };
                 if wanted != data.iter().map(|data| data.data_type()).collect::<Vec<_>>() {
                     self.fault(format!("the data isn't of the type of {set}"));
+                }
+                let data = data.map_or(0, |data| data.data_type().width());
+                if data > 0 && key.width().next_multiple_of(16) + data > REGISTERS {
+                    self.fault(format!("the key and the data of {set} don't fit into the registers"));
                 }
             }
             _ => {}
@@ -282,50 +327,39 @@ impl<'a> Check<'a> {
         }
     }
 
-    fn nat(&mut self, target: &NatTarget) {
-        match target {
-            NatTarget::Address(address, _) => {
-                let fits = match self.table.family {
-                    Family::Ip => address.is_ipv4(),
-                    Family::Ip6 => address.is_ipv6(),
-                    Family::Inet => true,
-                };
-                if !fits {
-                    self.fault(format!("{address} is not of the table's family"));
-                }
-            }
-            NatTarget::Map { key, map } => {
-                let is_target = |data: &MapData| match data {
-                    MapData::Value(data) => matches!(
-                        data.types().as_slice(),
-                        [Type::Ipv4Addr | Type::Ipv6Addr]
-                            | [Type::Ipv4Addr | Type::Ipv6Addr, Type::InetService]
-                    ),
-                    MapData::Verdict => false,
-                };
-                if self.spec(map, key).is_some_and(|spec| !spec.data.as_ref().is_some_and(is_target)) {
-                    self.fault(format!("the data of {map} is neither an address nor an address and a port"));
-                }
-            }
+    fn dnat(&mut self, key: &Selector, map: &Name) {
+        let is_target = |data: &MapData| match data {
+            MapData::Value(data) => matches!(
+                data.types().as_slice(),
+                [Type::Ipv4Addr | Type::Ipv6Addr] | [Type::Ipv4Addr | Type::Ipv6Addr, Type::InetService]
+            ),
+            MapData::Verdict => false,
+        };
+        if self.spec(map, key).is_some_and(|spec| !spec.data.as_ref().is_some_and(is_target)) {
+            self.fault(format!("the data of {map} is neither an address nor an address and a port"));
         }
     }
 
     /// Chains that lead back to themselves, by rules or by the elements of verdict maps.
     fn loops(&mut self) {
-        let table = self.table;
-        let ways: BTreeMap<_, _> = table.chains.keys().map(|name| (name, table.ways(name))).collect();
-        let mut known = BTreeMap::new();
-        for chain in table.chains.keys() {
-            if reaches_itself(chain, &ways, &mut known) {
-                self.object = format!("chain {chain}");
-                self.fault("it leads back to itself");
-            }
+        let mut walk = Walk { table: self.table, known: BTreeMap::new(), loops: BTreeSet::new() };
+        self.table.chains.keys().for_each(|chain| walk.through(chain));
+        for chain in walk.loops {
+            self.object = format!("chain {chain}");
+            self.fault("it leads back to itself");
         }
     }
 }
 
+/// A walk through all chains.
+struct Walk<'a> {
+    table: &'a Table,
+    known: BTreeMap<&'a Name, Visit>,
+    /// Chains that were met again on the way from them.
+    loops: BTreeSet<&'a Name>,
+}
+
 /// Where a walk through the chains has been.
-#[derive(Clone, Copy, PartialEq, Eq)]
 enum Visit {
     /// On the way that is being walked.
     Open,
@@ -333,22 +367,18 @@ enum Visit {
     Done,
 }
 
-/// A walk from `chain` comes to a chain that it has already come through.
-fn reaches_itself<'a>(
-    chain: &'a Name,
-    ways: &BTreeMap<&'a Name, Vec<&'a Name>>,
-    known: &mut BTreeMap<&'a Name, Visit>,
-) -> bool {
-    match known.get(chain) {
-        Some(Visit::Open) => return true,
-        Some(Visit::Done) => return false,
-        None => {}
+impl<'a> Walk<'a> {
+    fn through(&mut self, chain: &'a Name) {
+        match self.known.get(chain) {
+            Some(Visit::Open) => drop(self.loops.insert(chain)),
+            Some(Visit::Done) => {}
+            None => {
+                self.known.insert(chain, Visit::Open);
+                self.table.ways(chain).into_iter().for_each(|to| self.through(to));
+                self.known.insert(chain, Visit::Done);
+            }
+        }
     }
-    known.insert(chain, Visit::Open);
-    let next = ways.get(chain).map_or(&[][..], Vec::as_slice);
-    let looped = next.iter().any(|to| reaches_itself(to, ways, known));
-    known.insert(chain, Visit::Done);
-    looped
 }
 
 impl Table {
@@ -372,110 +402,5 @@ impl Table {
     fn targets(&self, map: &Name) -> Vec<&Name> {
         let elements = self.sets.get(map).into_iter().flat_map(|set| set.elements.values());
         elements.filter_map(|element| element.verdict_data()?.chain()).collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{Chain, ChainType, Element, Hook, Rule, Writable};
-
-    fn faults(table: &Table) -> Vec<String> {
-        table.check().err().unwrap_or_default().iter().map(ToString::to_string).collect()
-    }
-
-    fn with_rule(statement: Statement) -> Table {
-        let mut table = Table::new(Family::Ip, "t");
-        table.set("addresses", SetSpec::set(Field::IpDaddr));
-        table.set("marks", SetSpec::map(Field::IpDaddr, Field::MetaMark));
-        table.chain("c", Chain::regular([Rule::new([statement])]));
-        table
-    }
-
-    #[test]
-    fn what_fits_has_no_fault() {
-        let fine = [
-            Field::IpDaddr.in_set("addresses"),
-            Field::IpDaddr.is([10, 0, 0, 1]),
-            Writable::MetaMark.set(Selector::from(Field::IpDaddr).map("marks")),
-            Writable::MetaMark.set(Field::MetaMark.or(1)),
-        ];
-        for statement in fine {
-            assert_eq!(faults(&with_rule(statement.clone())), [""; 0], "{statement}");
-        }
-    }
-
-    #[test]
-    fn every_mistake_is_named() {
-        let cases = [
-            (Statement::goto("x"), "there is no chain x"),
-            (Field::IpDaddr.in_set("x"), "there is no set or map x"),
-            (Field::ThDport.in_set("addresses"), "`th dport` is not of the type of the keys of addresses"),
-            (Selector::from(Field::IpDaddr).vmap("marks"), "marks is not a verdict map"),
-            (
-                Writable::CtMark.set(Selector::from(Field::IpDaddr).map("addresses")),
-                "the data of addresses can't be assigned to `ct mark`",
-            ),
-            (
-                Statement::dnat_by("marks", Field::IpDaddr),
-                "the data of marks is neither an address nor an address and a port",
-            ),
-            (Field::IpDaddr.is(Value::port(1)), "the value 0x0001 is not 4 bytes long"),
-            (Field::IpDaddr.within("fd00::/8".parse().unwrap()), "`ip daddr` can't lie in fd00::/8"),
-            (Field::Ip6Daddr.is([0; 4]), "`ip6 daddr` means nothing in a table of family ip"),
-            (Expr::Random { modulus: 0 }.is(Value::number(1)), "`numgen random mod 0` has no outcome"),
-            (Field::ThDport.and(1).is(Value::port(1)), "`th dport` is not a 32-bit number"),
-            (
-                Statement::Dynamic {
-                    op: crate::DynamicOp::Add,
-                    set: "addresses".into(),
-                    key: Field::IpDaddr.into(),
-                    timeout: None,
-                    data: None,
-                },
-                "addresses has no `flags dynamic`",
-            ),
-        ];
-        for (statement, expected) in cases {
-            let found = faults(&with_rule(statement));
-            assert_eq!(found.first(), Some(&format!("chain c, rule 1: {expected}")));
-        }
-    }
-
-    #[test]
-    fn a_chain_that_is_reached_from_a_map_must_not_look_it_up() {
-        let mut table = Table::new(Family::Ip, "t");
-        let classes = Name::from("classes");
-        table.set(&classes, SetSpec::vmap(Field::MetaPriority));
-        let look_up = Rule::new([Selector::from(Field::MetaPriority).vmap(&classes)]);
-        table
-            .chain("base", Chain::base(ChainType::Nat, Hook::Output, 0, [Rule::new([Statement::jump("a")])]));
-        table.chain("a", Chain::regular([look_up]));
-        table.chain("b", Chain::regular([Rule::new([Statement::goto("a")])]));
-        assert_eq!(faults(&table), [""; 0]);
-        table.element(&classes, Value::number(1), Element::verdict(Verdict::Goto("b".into())));
-        assert_eq!(faults(&table), ["chain a: it leads back to itself"]);
-    }
-
-    #[test]
-    fn elements_names_and_comments_are_checked() {
-        let mut table = Table::new(Family::Ip, "weft-a b");
-        let set = Name::from("s");
-        table.set("devices", SetSpec::set(Field::Iifname));
-        table.set(&set, SetSpec::set(Field::IpDaddr));
-        table.element(&set, Value::port(1), Element::default());
-        table.element(&set, "10.0.0.0/8".parse::<netmodel::Subnet>().unwrap(), Element::default());
-        table.element(&set, [1, 2, 3, 4], Element::verdict(Verdict::Drop).comment("a\"b"));
-        assert_eq!(
-            faults(&table),
-            [
-                "table weft-a b: \"weft-a b\" is not a name that nft can write",
-                "set devices: nft takes the name devices for a word of its own",
-                "set s: the element One(0x0001) is not as long as its type",
-                "set s: nft can't write the comment \"a\\\"b\"",
-                "set s: the data of element One(0x01020304) is not of the map's type",
-                "set s: the element Range((0x0a000000, 0x0affffff)) is a range, but the set has no `flags interval`",
-            ]
-        );
     }
 }

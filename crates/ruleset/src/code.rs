@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+pub use crate::origin::{Header, Origin};
 use crate::{DynamicOp, Field, Key, Name, PortChoice, RejectWith, Relation, Type, Value, Verdict, Writable};
 
 /// A data register, counted in units of four bytes from 0 to 15. A longer value takes those behind it.
@@ -23,15 +24,6 @@ impl Reg {
     pub fn aligned(self) -> Self {
         Self(self.0.next_multiple_of(4))
     }
-}
-
-/// Which header a payload offset counts from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Header {
-    /// IPv4 or IPv6.
-    Network,
-    /// TCP, UDP, SCTP, ...
-    Transport,
 }
 
 /// An unnamed set that belongs to one rule.
@@ -241,8 +233,7 @@ impl Code {
     /// Nothing in the rule can fail to match: it does to every packet what it does to any.
     ///
     /// Matches and targets of iptables count by their names: a `comment` and a target always match.
-    #[must_use]
-    pub fn is_unconditional(&self) -> bool {
+    fn is_unconditional(&self) -> bool {
         self.ops.iter().all(|op| match op {
             Op::Counter | Op::Verdict(_) | Op::Reject(_) => true,
             Op::Other { name, .. } => {
@@ -309,8 +300,6 @@ pub struct SetHeader {
     pub dynamic: bool,
     /// Elements may have a time to live.
     pub timeout: bool,
-    /// The time to live of elements that name none.
-    pub default_timeout: Option<Duration>,
     /// The largest number of elements.
     pub size: Option<u32>,
     /// Each element counts.

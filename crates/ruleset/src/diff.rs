@@ -10,10 +10,14 @@ use crate::{
 /// The transaction that makes `want` out of what is there (`None`: no such table). Empty if nothing is to be
 /// done.
 ///
-/// Elements are compared by key; one that differs is deleted and added. A chain whose rules differ is
-/// emptied and filled again, a set or a base chain that is of another kind makes the whole table new: in one
-/// transaction, so that no packet sees anything between. The elements of dynamic sets belong to the packets
-/// and stay.
+/// - Elements are compared by key; one that differs is deleted and added. Those of dynamic sets belong to the
+///   packets and stay.
+/// - A chain whose rules differ is emptied and filled again.
+/// - Where the table's comment differs, or a set or a base chain is of another kind, the table is made new.
+///
+/// It is one transaction, so that no packet sees anything between. What goes is taken out before anything
+/// comes in: at no moment does a chain lead to itself by an old and a new way, which kernels that check each
+/// change by itself would refuse.
 #[must_use]
 pub fn diff(want: &Table, have: Option<&Observed>) -> Transaction {
     let Some(have) = have else { return Transaction::create(want) };
@@ -23,17 +27,23 @@ pub fn diff(want: &Table, have: Option<&Observed>) -> Transaction {
         return transaction;
     }
     let changed = changed_chains(want, have);
-    add_new(&mut transaction, want, have);
-    for (name, set) in &want.sets {
-        if let Some(old) = have.sets.get(name).filter(|_| !set.spec.dynamic) {
-            change_elements(&mut transaction, name, set, old);
-        }
-    }
     let stale = |name: &&Name| !want.chains.contains_key(*name);
     for (name, chain) in &have.chains {
         if !chain.rules.is_empty() && (changed.contains_key(name) || stale(&name)) {
             transaction.push(Change::FlushChain { name: name.clone() });
         }
+    }
+    let differ = |set: &Set, old: &ObservedSet| !set.spec.dynamic && set.elements != old.elements;
+    let both = want.sets.iter().filter_map(|(name, set)| Some((name, set, have.sets.get(name)?)));
+    let refilled: Vec<_> = both.filter(|(_, set, old)| differ(set, old)).collect();
+    for (name, set, old) in &refilled {
+        let gone = differing(&old.elements, &set.elements);
+        transaction.delete_elements(name, &set.spec, gone.map(|(key, _)| key.clone()));
+    }
+    add_new(&mut transaction, want, have);
+    for (name, set, old) in refilled {
+        let new = differing(&set.elements, &old.elements);
+        transaction.add_elements(name, &set.spec, new.map(|(key, element)| (key.clone(), element.clone())));
     }
     for (name, codes) in changed {
         for code in codes {
@@ -84,13 +94,10 @@ fn add_new(transaction: &mut Transaction, want: &Table, have: &Observed) {
     }
 }
 
-fn change_elements(transaction: &mut Transaction, name: &Name, want: &Set, have: &ObservedSet) {
-    if want.elements == have.elements {
-        return;
-    }
-    let differs = |a: &BTreeMap<Key, Element>, key: &Key, element: &Element| a.get(key) != Some(element);
-    let gone = have.elements.iter().filter(|(key, element)| differs(&want.elements, key, element));
-    transaction.delete_elements(name, &want.spec, gone.map(|(key, _)| key.clone()));
-    let new = want.elements.iter().filter(|(key, element)| differs(&have.elements, key, element));
-    transaction.add_elements(name, &want.spec, new.map(|(k, e)| (k.clone(), e.clone())));
+/// The elements of `a` that are not the same in `b`.
+fn differing<'a>(
+    a: &'a BTreeMap<Key, Element>,
+    b: &'a BTreeMap<Key, Element>,
+) -> impl Iterator<Item = (&'a Key, &'a Element)> {
+    a.iter().filter(|(key, element)| b.get(key) != Some(*element))
 }

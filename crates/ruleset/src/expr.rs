@@ -65,8 +65,6 @@ pub enum Field {
     Ip6Saddr,
     /// `ip6 daddr`
     Ip6Daddr,
-    /// `th sport`, the source port of whatever transport header there is.
-    ThSport,
     /// `th dport`, the destination port of whatever transport header there is.
     ThDport,
     /// `meta mark`
@@ -126,7 +124,7 @@ impl Field {
             Self::IpSaddr | Self::IpDaddr => Type::Ipv4Addr,
             Self::Ip6Saddr | Self::Ip6Daddr => Type::Ipv6Addr,
             Self::IpProtocol | Self::MetaL4proto => Type::InetProto,
-            Self::ThSport | Self::ThDport => Type::InetService,
+            Self::ThDport => Type::InetService,
             Self::MetaMark | Self::CtMark => Type::Mark,
             Self::MetaPriority => Type::ClassId,
             Self::MetaNfproto => Type::NfProto,
@@ -188,11 +186,7 @@ impl Field {
     /// `field { a, b }`, an anonymous set.
     #[must_use]
     pub fn any_of<K: Into<Key>>(self, values: impl IntoIterator<Item = K>) -> Statement {
-        Statement::AnyOf {
-            field: self,
-            relation: Relation::Eq,
-            elements: values.into_iter().map(Into::into).collect(),
-        }
+        Statement::AnyOf { field: self, elements: values.into_iter().map(Into::into).collect() }
     }
 
     /// `field @set`

@@ -61,6 +61,7 @@ mod diff;
 mod expr;
 mod lower;
 mod observed;
+mod origin;
 mod statement;
 mod table;
 mod text;
@@ -69,15 +70,13 @@ mod transaction;
 pub mod userdata;
 mod value;
 
-pub use check::Fault;
+pub use check::{Fault, LONGEST_COMMENT};
 pub use diff::diff;
 pub use observed::{Observed, ObservedChain, ObservedRule, ObservedSet, Refusal, apply};
 pub use transaction::{Change, Place, Transaction};
 
 pub use expr::{BitOp, Expr, FIB_LOCAL, Field, Selector, Source, Type, ct_state, ct_status, has_ports};
-pub use statement::{
-    DynamicOp, NatTarget, PortChoice, RejectWith, Relation, Rule, Statement, Verdict, Writable,
-};
+pub use statement::{DynamicOp, PortChoice, RejectWith, Relation, Rule, Statement, Verdict, Writable};
 pub use table::{
     AddressFields, Base, Chain, ChainType, Data, Element, Family, Hook, MapData, Name, Policy, SLOT, Set,
     SetSpec, Table,

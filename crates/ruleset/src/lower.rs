@@ -4,9 +4,9 @@
 use netmodel::Subnet;
 
 use crate::{
-    BitOp, Expr, Family, Field, Key, MapData, Name, NatTarget, Relation, Rule, Selector, SetSpec, Source,
-    Statement, Table, Type, Value,
-    code::{AnonymousSet, Code, DataHeader, Found, Header, KeyForm, Op, Reg, SetHeader, SetRef, Userdata},
+    BitOp, Expr, Family, Field, Key, MapData, Name, Relation, Rule, Selector, SetSpec, Source, Statement,
+    Table, Type, Value,
+    code::{AnonymousSet, Code, DataHeader, Found, KeyForm, Op, Origin, Reg, SetHeader, SetRef, Userdata},
     userdata,
 };
 
@@ -56,8 +56,7 @@ impl SetSpec {
                 }
             }),
             dynamic: self.dynamic,
-            timeout: self.timeout || self.default_timeout.is_some(),
-            default_timeout: self.default_timeout,
+            timeout: self.timeout,
             size: self.size,
             counter: self.counter,
             userdata: userdata::of_set(self),
@@ -90,20 +89,6 @@ impl Table {
     }
 }
 
-/// Where a field lies in its header, or `None` where it lies in none: header, offset, length.
-pub(crate) const fn payload(field: Field) -> Option<(Header, u32, u32)> {
-    Some(match field {
-        Field::IpProtocol => (Header::Network, 9, 1),
-        Field::IpSaddr => (Header::Network, 12, 4),
-        Field::IpDaddr => (Header::Network, 16, 4),
-        Field::Ip6Saddr => (Header::Network, 8, 16),
-        Field::Ip6Daddr => (Header::Network, 24, 16),
-        Field::ThSport => (Header::Transport, 0, 2),
-        Field::ThDport => (Header::Transport, 2, 2),
-        _ => return None,
-    })
-}
-
 /// The network protocol (`meta nfproto`) that a packet must have for a field to be in it.
 const fn needed_protocol(field: Field) -> Option<u8> {
     match field {
@@ -129,15 +114,14 @@ impl Lowering<'_> {
             Statement::Compare { left, relation, right } => self.compare(*left, *relation, right),
             Statement::Within { field, relation, subnet } => self.within(*field, *relation, *subnet),
             Statement::HasAny { field, bits } => {
-                self.load((*field).into(), Reg::FIRST);
-                self.mask(*bits, 0);
+                self.load(field.and(*bits), Reg::FIRST);
                 let zero = Value::number(0);
                 self.push(Op::Compare { register: Reg::FIRST, relation: Relation::Ne, value: zero });
             }
-            Statement::AnyOf { field, relation, elements } => {
+            Statement::AnyOf { field, elements } => {
                 self.load((*field).into(), Reg::FIRST);
                 let set = SetRef::Anonymous(anonymous(*field, elements));
-                self.push(Op::Lookup { key: Reg::FIRST, set, relation: *relation, found: None });
+                self.push(Op::Lookup { key: Reg::FIRST, set, relation: Relation::Eq, found: None });
             }
             Statement::Lookup { key, relation, set } => self.look_up(key, *relation, set, None),
             Statement::Vmap { key, map } => self.look_up(key, Relation::Eq, map, Some(Found::Verdict)),
@@ -145,7 +129,7 @@ impl Lowering<'_> {
                 self.source(to);
                 self.push(Op::Store { field: *field, from: Reg::FIRST });
             }
-            Statement::Dnat(target) => self.dnat(target),
+            Statement::Dnat { key, map } => self.dnat(key, map),
             Statement::Masquerade(choice) => self.push(Op::Masquerade(*choice)),
             Statement::Reject(with) => self.push(Op::Reject(*with)),
             Statement::Counter => self.push(Op::Counter),
@@ -179,14 +163,14 @@ impl Lowering<'_> {
         let (bits, address) = (u32::from(subnet.prefix()), Value::from(subnet.address()));
         let bytes = address.as_bytes();
         let whole = (bits / 8) as usize;
-        match payload(field).filter(|_| bits > 0 && bits.is_multiple_of(8)) {
-            Some((header, offset, _)) => {
+        match field.origin() {
+            Origin::Payload { header, offset } if bits > 0 && bits.is_multiple_of(8) => {
                 self.need_protocol(field);
                 self.push(Op::Payload { header, offset, length: whole as u32, to: Reg::FIRST });
                 let value = Value::bytes(&bytes[..whole]);
                 self.push(Op::Compare { register: Reg::FIRST, relation, value });
             }
-            None => {
+            _ => {
                 self.load(field.into(), Reg::FIRST);
                 let mask: Vec<u8> = (0..bytes.len() as u32)
                     .map(|i| !(0xff_u32 >> bits.saturating_sub(8 * i).min(8)) as u8)
@@ -211,25 +195,12 @@ impl Lowering<'_> {
         }
     }
 
-    fn dnat(&mut self, target: &NatTarget) {
+    fn dnat(&mut self, key: &Selector, map: &Name) {
         let address = Reg::FIRST;
-        match target {
-            NatTarget::Address(to, port) => {
-                self.push(Op::Immediate { to: address, value: (*to).into() });
-                let at = address.behind(4).aligned();
-                if let Some(port) = port {
-                    self.push(Op::Immediate { to: at, value: Value::port(*port) });
-                }
-                self.push(Op::Dnat { ipv6: to.is_ipv6(), address, port: port.map(|_| at) });
-            }
-            NatTarget::Map { key, map } => {
-                self.look_up(key, Relation::Eq, map, Some(Found::Data(address)));
-                let ipv6 = self.table.maps_to_ipv6(map);
-                let port = (self.table.data_types(map).len() != 1)
-                    .then(|| address.behind(if ipv6 { 16 } else { 4 }));
-                self.push(Op::Dnat { ipv6, address, port });
-            }
-        }
+        self.look_up(key, Relation::Eq, map, Some(Found::Data(address)));
+        let ipv6 = self.table.maps_to_ipv6(map);
+        let port = (self.table.data_types(map).len() != 1).then(|| address.behind(if ipv6 { 16 } else { 4 }));
+        self.push(Op::Dnat { ipv6, address, port });
     }
 
     /// Loads all parts of a key one behind the other, and returns the register behind them.
@@ -257,16 +228,13 @@ impl Lowering<'_> {
         }
     }
 
-    fn mask(&mut self, mask: u32, xor: u32) {
-        let (mask, xor) = (Value::number(mask), Value::number(xor));
-        self.push(Op::Bitwise { register: Reg::FIRST, mask, xor });
-    }
-
     fn load_field(&mut self, field: Field, to: Reg) {
         self.need_protocol(field);
-        self.push(match payload(field) {
-            Some((header, offset, length)) => Op::Payload { header, offset, length, to },
-            None => Op::Load { field, to },
+        self.push(match field.origin() {
+            Origin::Payload { header, offset } => {
+                Op::Payload { header, offset, length: field.data_type().width() as u32, to }
+            }
+            Origin::Meta(_) | Origin::Ct(_) | Origin::Fib(_) => Op::Load { field, to },
         });
     }
 

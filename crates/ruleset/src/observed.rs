@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     Base, Change, Element, Family, Key, Name, Place, Transaction, Verdict,
-    code::{Code, SetHeader},
+    code::{Code, DataHeader, SetHeader},
 };
 
 /// A rule that is in the kernel.
@@ -61,7 +61,8 @@ impl Observed {
     /// A rule or an element leads to that chain.
     fn leads_to(&self, chain: &Name) -> bool {
         let by_rule = self.codes().any(|code| code.chains().any(|to| to == chain));
-        by_rule || self.sets.values().flat_map(|set| set.elements.values()).any(|e| e.leads_to(chain))
+        let verdict_maps = self.sets.values().filter(|set| set.header.data == Some(DataHeader::Verdict));
+        by_rule || verdict_maps.flat_map(|set| set.elements.values()).any(|e| e.leads_to(chain))
     }
 
     fn codes(&self) -> impl Iterator<Item = &Code> {
@@ -218,10 +219,8 @@ impl Observed {
             return Err(absent("chain", to));
         }
         let at = match place {
-            Place::Start => 0,
             Place::End => self.chain_mut(chain)?.rules.len(),
             Place::Before(handle) => self.position(chain, handle)?,
-            Place::After(handle) => self.position(chain, handle)? + 1,
         };
         self.chain_mut(chain)?.rules.insert(at, ObservedRule { handle: 0, code: code.clone() });
         Ok(())

@@ -1,6 +1,6 @@
 //! Rules and what they are made of.
 
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
 use netmodel::Subnet;
 
@@ -73,20 +73,6 @@ pub enum PortChoice {
     FullyRandom,
 }
 
-/// Where `dnat` leads.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NatTarget {
-    /// A constant address, with a port or the packet's own one.
-    Address(IpAddr, Option<u16>),
-    /// The data of a map: `address . port`, or an address alone. A miss ends the rule.
-    Map {
-        /// What is looked up.
-        key: Selector,
-        /// The name of a map with such data.
-        map: Name,
-    },
-}
-
 /// What the sender is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RejectWith {
@@ -99,8 +85,6 @@ pub enum RejectWith {
 /// What a rule does with a dynamic set or map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DynamicOp {
-    /// `add`: makes the element where it is absent.
-    Add,
     /// `update`: makes it, or refreshes its time; the value of an element that is there stays.
     Update,
     /// `delete`
@@ -140,8 +124,6 @@ pub enum Statement {
     AnyOf {
         /// What is read.
         field: Field,
-        /// In the set or not.
-        relation: Relation,
         /// Values or ranges, of the field's type, none twice.
         elements: Vec<Key>,
     },
@@ -151,7 +133,7 @@ pub enum Statement {
         key: Selector,
         /// In the set or not.
         relation: Relation,
-        /// A set (or map) of the table.
+        /// A set of the table. A map won't do: kernels before 6.4 want its data to go somewhere.
         set: Name,
     },
     /// `key vmap @map`: the verdict of the element; a miss ends the rule.
@@ -168,8 +150,14 @@ pub enum Statement {
         /// Where the value comes from.
         to: Source,
     },
-    /// `dnat ip to ...`, in chains of type nat at prerouting and output. Ends the chain.
-    Dnat(NatTarget),
+    /// `dnat ip to key map @map`, in chains of type nat at prerouting and output: to the address, or the
+    /// address and port, that the key finds. Ends the chain; a miss ends the rule.
+    Dnat {
+        /// What is looked up.
+        key: Selector,
+        /// A map of the table whose data is an address, or an address and a port.
+        map: Name,
+    },
     /// `masquerade`, in chains of type nat at postrouting. Ends the chain.
     Masquerade(PortChoice),
     /// `reject`, in chains of type filter at input, forward and output. Ends everything.
@@ -184,7 +172,8 @@ pub enum Statement {
         set: Name,
         /// The element's key.
         key: Selector,
-        /// The element's time to live, where it isn't the set's.
+        /// The element's time to live, in whole seconds: the kernel rounds to ticks of its clock. `None`: it
+        /// stays until it is deleted.
         timeout: Option<Duration>,
         /// The element's data, where `set` is a map.
         data: Option<Expr>,
@@ -218,7 +207,7 @@ impl Statement {
     /// `dnat to key map @map`
     #[must_use]
     pub fn dnat_by(map: impl Into<Name>, key: impl Into<Selector>) -> Self {
-        Self::Dnat(NatTarget::Map { key: key.into(), map: map.into() })
+        Self::Dnat { key: key.into(), map: map.into() }
     }
 }
 
@@ -233,7 +222,7 @@ impl From<Verdict> for Statement {
 pub struct Rule {
     /// What it does, in order.
     pub statements: Vec<Statement>,
-    /// Up to 128 bytes without `"`.
+    /// Up to [`LONGEST_COMMENT`](crate::LONGEST_COMMENT) bytes without `"`.
     pub comment: Option<Box<str>>,
 }
 

@@ -1,6 +1,6 @@
 //! Tables and what they hold.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, fmt};
 
 use crate::{Expr, Field, Key, Rule, Selector, Type, Value, Verdict};
 
@@ -76,8 +76,6 @@ pub enum ChainType {
     Filter,
     /// Sees the first packet of each connection and rewrites addresses and ports.
     Nat,
-    /// Looks for a route again when a packet was changed at the output hook.
-    Route,
 }
 
 impl ChainType {
@@ -87,7 +85,6 @@ impl ChainType {
         match self {
             Self::Filter => "filter",
             Self::Nat => "nat",
-            Self::Route => "route",
         }
     }
 }
@@ -209,14 +206,10 @@ pub struct SetSpec {
     pub dynamic: bool,
     /// Elements may have a time to live.
     pub timeout: bool,
-    /// The time to live of elements that name none.
-    pub default_timeout: Option<Duration>,
     /// The largest number of elements. A full set refuses with ENFILE, so leave it out where we fill it.
     pub size: Option<u32>,
     /// Each element counts packets and bytes.
     pub counter: bool,
-    /// Up to 128 bytes without `"`.
-    pub comment: Option<Box<str>>,
 }
 
 impl SetSpec {
@@ -229,10 +222,8 @@ impl SetSpec {
             interval: false,
             dynamic: false,
             timeout: false,
-            default_timeout: None,
             size: None,
             counter: false,
-            comment: None,
         }
     }
 
@@ -313,7 +304,7 @@ pub enum Data {
 pub struct Element {
     /// What the key leads to.
     pub data: Data,
-    /// Up to 128 bytes without `"`.
+    /// Up to [`LONGEST_COMMENT`](crate::LONGEST_COMMENT) bytes without `"`.
     pub comment: Option<Box<str>>,
 }
 
@@ -354,7 +345,7 @@ pub struct Table {
     pub family: Family,
     /// Its name.
     pub name: Name,
-    /// Up to 128 bytes without `"`.
+    /// Up to [`LONGEST_COMMENT`](crate::LONGEST_COMMENT) bytes without `"`.
     pub comment: Option<Box<str>>,
     /// Sets and maps.
     pub sets: BTreeMap<Name, Set>,

@@ -11,8 +11,8 @@ use std::{
 use netmodel::{IfName, Protocol};
 
 use crate::{
-    Base, ChainType, Data, DynamicOp, Element, FIB_LOCAL, Field, Hook, Key, Name, Policy, Relation, Table,
-    Value, Verdict, Writable,
+    Base, ChainType, Data, DynamicOp, Element, FIB_LOCAL, Field, Hook, Key, MapData, Name, Policy, Relation,
+    Table, Value, Verdict, Writable,
     code::{AnonymousSet, Found, Header, Op, Reg, SetRef},
     ct_state, ct_status,
 };
@@ -119,6 +119,7 @@ impl<'a> Tracer<'a> {
             ct_mark: 0,
             status: 0,
             masqueraded: false,
+            bound: [false; 2],
             steps: 0,
         };
         let first = if packet.arrived_on.is_some() { Hook::Prerouting } else { Hook::Output };
@@ -128,8 +129,7 @@ impl<'a> Tracer<'a> {
             match (packet.arrived_on.is_some(), here) {
                 (true, true) => walk.hook(Hook::Input),
                 (true, false) => walk.hook(Hook::Forward).or_else(|| walk.hook(Hook::Postrouting)),
-                // Through the loopback device: out and in again.
-                (false, true) => walk.hook(Hook::Postrouting).or_else(|| walk.hook(Hook::Input)),
+                (false, true) => walk.hook(Hook::Postrouting).or_else(|| walk.loop_back()),
                 (false, false) => walk.hook(Hook::Postrouting),
             }
         });
@@ -163,27 +163,36 @@ struct Walk<'t, 'a> {
     ct_mark: u32,
     status: u32,
     masqueraded: bool,
+    /// NAT has decided about the destination, about the source: it does so once for each connection.
+    bound: [bool; 2],
     steps: usize,
 }
 
 impl Walk<'_, '_> {
+    /// In again by the loopback device.
+    fn loop_back(&mut self) -> Option<Outcome> {
+        self.packet.arrived_on = "lo".parse().ok();
+        self.packet.leaves_on = None;
+        self.hook(Hook::Prerouting).or_else(|| self.hook(Hook::Input))
+    }
+
     /// All base chains at a hook; an outcome if the packet ends there.
     fn hook(&mut self, hook: Hook) -> Option<Outcome> {
         let table = self.tracer.table;
         let at_hook = table.chains.iter().filter_map(|(name, chain)| Some((name, chain.base?)));
         let mut chains: Vec<(&Name, Base)> = at_hook.filter(|(_, base)| base.hook == hook).collect();
         chains.sort_by_key(|(_, base)| base.priority);
-        let mut translated = false;
+        let side = usize::from(matches!(hook, Hook::Input | Hook::Postrouting));
+        let mut bound = self.bound[side] || self.packet.state & ct_state::NEW == 0;
+        self.bound[side] |= hook != Hook::Forward;
         for (name, base) in chains {
-            // NAT decides once for each connection and hook.
-            let is_nat = base.kind == ChainType::Nat;
-            if is_nat && (translated || self.packet.state & ct_state::NEW == 0) {
+            if bound && base.kind == ChainType::Nat {
                 continue;
             }
             match self.chain(name) {
                 Step::Verdict(Verdict::Drop) => return Some(Outcome::Dropped),
                 Step::Reject => return Some(Outcome::Rejected),
-                Step::Translated => translated = true,
+                Step::Translated => bound = true,
                 Step::Verdict(Verdict::Accept) => {}
                 Step::On | Step::Verdict(_) if base.policy == Policy::Drop => return Some(Outcome::Dropped),
                 Step::On | Step::Verdict(_) => {}
@@ -383,9 +392,10 @@ impl Walk<'_, '_> {
             return Some(data.clone());
         }
         let widths: Vec<usize> = set.spec.key.types().iter().map(|kind| kind.width()).collect();
+        let key = Key::One(value);
         let element: Option<&Element> = match set.spec.interval {
-            false => set.elements.get(&Key::One(value)),
-            true => set.elements.iter().find(|(range, _)| covers(range, &value, &widths)).map(|(_, e)| e),
+            false => set.elements.get(&key),
+            true => set.elements.iter().find(|(range, _)| range.overlaps(&key, &widths)).map(|(_, e)| e),
         };
         element.map(|element| element.data.clone())
     }
@@ -394,12 +404,15 @@ impl Walk<'_, '_> {
         let Op::Dynamic { op, set: name, key, data, .. } = op else { return };
         let Some(set) = self.tracer.table.sets.get(name) else { return };
         let key = Value::bytes(self.get(*key, set.spec.key.width()));
-        let data = data.map_or(Data::None, |at| Data::Value(Value::number(self.number(at))));
+        let data = match (data, &set.spec.data) {
+            (Some(at), Some(MapData::Value(kind))) => Data::Value(Value::bytes(self.get(*at, kind.width()))),
+            _ => Data::None,
+        };
         let learned = self.tracer.learned.entry(name.clone()).or_default();
         match op {
             DynamicOp::Delete => drop(learned.remove(&key)),
-            // Neither changes the value of an element that is there.
-            DynamicOp::Add | DynamicOp::Update => drop(learned.entry(key).or_insert(data)),
+            // The value of an element that is there stays.
+            DynamicOp::Update => drop(learned.entry(key).or_insert(data)),
         }
     }
 
@@ -417,16 +430,4 @@ impl Walk<'_, '_> {
         }
         self.status |= ct_status::DNAT;
     }
-}
-
-/// `value` lies in the range, part by part where it is a concatenation.
-fn covers(range: &Key, value: &Value, widths: &[usize]) -> bool {
-    let mut at = 0;
-    widths.iter().all(|width| {
-        let part = at..at + width;
-        at += width.next_multiple_of(4);
-        let [first, last, value] =
-            [range.first(), range.last(), value].map(|value| value.as_bytes().get(part.clone()));
-        first <= value && value <= last
-    })
 }

@@ -12,12 +12,8 @@ use crate::{
 pub enum Place {
     /// Behind the last rule of the chain.
     End,
-    /// In front of the first rule of the chain.
-    Start,
     /// In front of the rule with that handle.
     Before(u64),
-    /// Behind the rule with that handle.
-    After(u64),
 }
 
 /// One change. All names are of the transaction's table.

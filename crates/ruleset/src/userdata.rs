@@ -3,12 +3,10 @@
 //!
 //! Without those of a set, `nft` would print its elements in the wrong byte order.
 
-use crate::{Expr, Field, MapData, Selector, SetSpec};
+use crate::{Expr, Field, MapData, Selector, SetSpec, code::Origin};
 
-/// The comment of a table, chain, rule or element.
-pub const COMMENT: u8 = 0;
-/// The comment of a set or map.
-pub const SET_COMMENT: u8 = 7;
+/// The comment of a table, rule or element.
+const COMMENT: u8 = 0;
 
 const KEY_BYTE_ORDER: u8 = 0;
 const DATA_BYTE_ORDER: u8 = 1;
@@ -29,8 +27,10 @@ const META: u32 = 9;
 const CT: u32 = 12;
 const CONCAT: u32 = 13;
 const NUMGEN: u32 = 23;
+const FIB: u32 = 26;
 
-/// One note: type, length, value. A value that doesn't fit into a length of one byte is cut.
+/// One note: type, length, value. A value that doesn't fit into a length of one byte is cut, and then all
+/// notes together are more than the kernel keeps.
 fn note(kind: u8, value: &[u8]) -> Vec<u8> {
     let length = u8::try_from(value.len()).unwrap_or(u8::MAX);
     let mut bytes = vec![kind, length];
@@ -44,10 +44,10 @@ fn number(kind: u8, value: u32) -> Vec<u8> {
 
 /// A comment, as text that ends in a zero.
 #[must_use]
-pub fn comment(kind: u8, text: &str) -> Vec<u8> {
+pub fn comment(text: &str) -> Vec<u8> {
     let mut value = text.as_bytes().to_vec();
     value.push(0);
-    note(kind, &value)
+    note(COMMENT, &value)
 }
 
 /// The note of an element whose range goes up to the last value of all.
@@ -58,12 +58,12 @@ pub fn open_range() -> Vec<u8> {
     number(FLAGS, OPEN)
 }
 
-/// The comment among the notes of an object.
+/// The comment among the notes of a table, rule or element.
 #[must_use]
-pub fn read_comment(kind: u8, mut notes: &[u8]) -> Option<Box<str>> {
+pub fn read_comment(mut notes: &[u8]) -> Option<Box<str>> {
     while let [found, length, rest @ ..] = notes {
         let (value, behind) = rest.split_at_checked(usize::from(*length))?;
-        if *found == kind {
+        if *found == COMMENT {
             let text = value.split(|byte| *byte == 0).next().unwrap_or_default();
             return Some(String::from_utf8_lossy(text).into());
         }
@@ -90,9 +90,6 @@ pub(crate) fn of_set(spec: &SetSpec) -> Vec<u8> {
     if spec.data.is_some() {
         notes.extend(number(DATA_INTERVAL, 0));
     }
-    if let Some(text) = &spec.comment {
-        notes.extend(comment(SET_COMMENT, text));
-    }
     notes
 }
 
@@ -103,10 +100,7 @@ pub(crate) fn of_anonymous(field: Field, interval: bool) -> Vec<u8> {
     if interval {
         notes.extend(number(MERGE_ELEMENTS, 1));
     }
-    // `nft` has no note for `fib`, and then writes none.
-    if !matches!(field, Field::FibSaddrType | Field::FibDaddrType) {
-        notes.extend(note(KEY_TYPEOF, &type_of(&field.into())));
-    }
+    notes.extend(note(KEY_TYPEOF, &type_of_one(field.into())));
     notes
 }
 
@@ -119,7 +113,9 @@ fn byte_order(selector: &Selector) -> u32 {
 
 fn byte_order_of(expr: Expr) -> u32 {
     match expr {
-        Expr::Field(field) | Expr::Bits { field, .. } if payload_numbers(field).is_some() => NETWORK,
+        Expr::Field(field) | Expr::Bits { field, .. } if matches!(field.origin(), Origin::Payload { .. }) => {
+            NETWORK
+        }
         _ => HOST,
     }
 }
@@ -152,53 +148,35 @@ fn type_of_one(expr: Expr) -> Vec<u8> {
             let notes = [number(0, RANDOM), number(1, modulus), number(2, 0)];
             kind_with(NUMGEN, &notes.concat())
         }
-        Expr::Field(field) | Expr::Bits { field, .. } => {
-            if let Some((header, part)) = payload_numbers(field) {
-                kind_with(PAYLOAD, &[number(0, header), number(1, part)].concat())
-            } else if let Some(key) = ct_number(field) {
-                // The second note is the direction: none.
-                kind_with(CT, &[number(0, key), number(1, u32::MAX)].concat())
-            } else {
-                kind_with(META, &number(0, meta_number(field)))
-            }
+        Expr::Field(field) | Expr::Bits { field, .. } => type_of_field(field),
+    }
+}
+
+/// `nft` uses the kernel's numbers here, but for headers.
+fn type_of_field(field: Field) -> Vec<u8> {
+    const ADDRESS_TYPE: u32 = 3;
+    match field.origin() {
+        Origin::Payload { .. } => {
+            let (protocol, part) = header_numbers(field);
+            kind_with(PAYLOAD, &[number(0, protocol), number(1, part)].concat())
         }
+        Origin::Meta(key) => kind_with(META, &number(0, key)),
+        // The second note is the direction: none.
+        Origin::Ct(key) => kind_with(CT, &[number(0, key), number(1, u32::MAX)].concat()),
+        Origin::Fib(flag) => kind_with(FIB, &[number(0, ADDRESS_TYPE), number(1, flag)].concat()),
     }
 }
 
 /// `nft`'s numbers for a protocol header and its part.
-const fn payload_numbers(field: Field) -> Option<(u32, u32)> {
-    Some(match field {
+const fn header_numbers(field: Field) -> (u32, u32) {
+    match field {
         Field::IpProtocol => (12, 9),
         Field::IpSaddr => (12, 11),
         Field::IpDaddr => (12, 12),
         Field::Ip6Saddr => (13, 8),
         Field::Ip6Daddr => (13, 9),
-        Field::ThSport => (11, 1),
-        Field::ThDport => (11, 2),
-        _ => return None,
-    })
-}
-
-/// The kernel's numbers for `ct` keys, which `nft` uses here too.
-const fn ct_number(field: Field) -> Option<u32> {
-    Some(match field {
-        Field::CtState => 0,
-        Field::CtStatus => 2,
-        Field::CtMark => 3,
-        _ => return None,
-    })
-}
-
-/// The kernel's numbers for `meta` keys, which `nft` uses here too.
-const fn meta_number(field: Field) -> u32 {
-    match field {
-        Field::MetaPriority => 2,
-        Field::Iifname => 6,
-        Field::Oifname => 7,
-        Field::MetaNfproto => 15,
-        Field::MetaL4proto => 16,
-        // All other fields are payload or ct, or (fib) not allowed here.
-        _ => 3,
+        // `th dport`; nothing else is in a header.
+        _ => (11, 2),
     }
 }
 
@@ -215,14 +193,12 @@ mod tests {
     #[test]
     #[cfg(target_endian = "little")]
     fn sets_are_described_as_nft_does() {
-        let mut endpoints =
-            SetSpec::map([Field::MetaPriority.into(), SLOT], [Field::IpDaddr, Field::ThDport]);
-        endpoints.comment = Some("abc".into());
+        let endpoints = SetSpec::map([Field::MetaPriority.into(), SLOT], [Field::IpDaddr, Field::ThDport]);
         assert_eq!(
             hex(&of_set(&endpoints)),
             "000400000000010400000000033400040d000000012c000e0004090000000106000402000000011a0004170000000112\
              000401000000010400000100020400000000043400040d000000012c0014000407000000010c00040c00000001040c00\
-             00000114000407000000010c00040b000000010402000000060400000000070461626300"
+             00000114000407000000010c00040b000000010402000000060400000000"
         );
         assert_eq!(
             hex(&of_set(&SetSpec::set(Field::IpSaddr).interval())),
@@ -240,10 +216,9 @@ mod tests {
 
     #[test]
     fn a_comment_is_found_behind_other_notes() {
-        let notes = [number(0, 7), comment(SET_COMMENT, "weft: x")].concat();
-        assert_eq!(read_comment(SET_COMMENT, &notes).as_deref(), Some("weft: x"));
-        assert_eq!(read_comment(COMMENT, &comment(COMMENT, "y")).as_deref(), Some("y"));
-        assert_eq!(read_comment(SET_COMMENT, &notes[..notes.len() - 1]), None);
-        assert_eq!(read_comment(COMMENT, &[]), None);
+        let notes = [number(7, 7), comment("weft: x")].concat();
+        assert_eq!(read_comment(&notes).as_deref(), Some("weft: x"));
+        assert_eq!(read_comment(&notes[..notes.len() - 1]), None, "cut off");
+        assert_eq!(read_comment(&number(7, 7)), None);
     }
 }

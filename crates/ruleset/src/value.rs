@@ -227,6 +227,19 @@ impl Key {
             Self::Range(range) => &range.1,
         }
     }
+
+    /// Both have a value in common: in each of the parts, of those widths in bytes, that they consist of.
+    pub(crate) fn overlaps(&self, other: &Self, widths: &[usize]) -> bool {
+        let mut behind = 0;
+        widths.iter().all(|width| {
+            let part = behind..behind + width;
+            behind += width.next_multiple_of(4);
+            let [first, last, other_first, other_last] =
+                [self.first(), self.last(), other.first(), other.last()]
+                    .map(|value| value.as_bytes().get(part.clone()));
+            first <= other_last && other_first <= last
+        })
+    }
 }
 
 impl PartialOrd for Key {

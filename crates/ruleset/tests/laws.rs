@@ -22,12 +22,6 @@ proptest! {
         prop_assert!(diff(&to, have.as_ref()).is_empty());
     }
 
-    /// A table that is the same costs nothing.
-    #[test]
-    fn nothing_is_done_for_what_is_there(table in random::tables()) {
-        prop_assert!(diff(&table, loaded(&table).as_ref()).is_empty());
-    }
-
     /// Commits that fail, and others' changes between, are only a matter of time.
     #[test]
     fn it_converges_once_the_trouble_is_over(

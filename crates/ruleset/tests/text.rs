@@ -50,16 +50,19 @@ fn addresses_prefixes_and_names_read_like_those_of_nft() {
         lines_of(&table, "forward")[..3],
         [
             "ct state invalid,new iifname \"eth0\" ip saddr 172.16.0.0/12 counter drop",
-            "meta l4proto tcp th sport { 80, 443 } reject with tcp reset",
+            "meta l4proto tcp th dport { 443, 8443 } reject with tcp reset",
             "ip daddr { 10.0.0.0/8, 192.168.0.0/16 } return",
         ]
     );
     assert_eq!(
+        lines_of(&table, "forward")[4],
+        "ip daddr . meta l4proto . th dport . ip saddr != @allowed update @seen { ip saddr timeout 1d1h1m1s }"
+    );
+    assert_eq!(
         lines_of(&both, "nat-prerouting"),
         [
-            "meta l4proto udp dnat ip6 to [fd00::1]:53",
-            "meta l4proto udp dnat ip to 10.0.0.1:53",
-            "meta l4proto tcp dnat ip6 to meta mark map @targets",
+            "meta l4proto udp dnat ip to meta mark map @targets",
+            "meta l4proto tcp dnat ip6 to meta mark map @targets6",
         ]
     );
 }
@@ -95,7 +98,6 @@ fn sets_and_elements_read_like_those_of_nft() {
 \t\ttypeof ip saddr
 \t\tsize 100
 \t\tflags dynamic,timeout
-\t\ttimeout 1h
 \t}
 }"
     );

@@ -2,9 +2,12 @@
 
 mod c6;
 
+use std::net::SocketAddr;
+
 use netmodel::Protocol;
 use ruleset::{
-    Element, Name, Table, Value,
+    Chain, ChainType, Data, DynamicOp, Element, Family, Field, Hook, Name, Rule, SetSpec, Statement, Table,
+    Value,
     trace::{Masqueraded, Outcome, Packet, Tracer},
 };
 
@@ -114,6 +117,19 @@ fn affinity_holds_until_its_endpoint_is_gone() {
 }
 
 #[test]
+fn what_is_learned_is_as_long_as_the_data_of_its_map() {
+    let (last, mut table) = (Name::from("seen-last"), Table::new(Family::Ip6, "t"));
+    let (key, data) = (Field::Ip6Saddr.into(), Some(Field::Ip6Daddr.into()));
+    let learn = Statement::Dynamic { op: DynamicOp::Update, set: last.clone(), key, timeout: None, data };
+    table.set(&last, SetSpec::map(Field::Ip6Saddr, Field::Ip6Daddr).dynamic(10));
+    table.chain("c", Chain::base(ChainType::Filter, Hook::Output, 0, [Rule::new([learn])]));
+    let [from, to] = ["[fd00::1]:1", "[fd00::2]:2"].map(|end| end.parse::<SocketAddr>().unwrap());
+    let mut tracer = tracer(&table, 0);
+    tracer.trace(&Packet::sent(from, to, Protocol::Udp));
+    assert_eq!(tracer.learned[&last][&from.ip().into()], Data::Value(to.ip().into()));
+}
+
+#[test]
 fn pods_are_masqueraded_only_on_their_way_out() {
     check(
         &c6::overlay(),
@@ -134,7 +150,7 @@ fn ranges_policies_and_jumps_are_followed() {
     check(
         &table,
         0,
-        "198.51.100.1:80 > 198.51.100.2:9/tcp => rejected
+        "198.51.100.1:81 > 198.51.100.2:443/tcp => rejected
          198.51.100.1:81 > 10.5.5.5:9/tcp => dropped
          198.51.100.1:81 > 198.51.100.2:9/udp => dropped",
     );

@@ -12,6 +12,8 @@ const HEADER: usize = 4;
 #[derive(Debug, Default)]
 pub(super) struct Writer {
     pub(super) bytes: Vec<u8>,
+    /// Something is longer than the 16 bits of its length can say: the messages must not be sent.
+    pub(super) is_too_long: bool,
 }
 
 /// Where something that has a length in front began.
@@ -50,11 +52,19 @@ impl Writer {
     }
 
     pub(super) fn raw(&mut self, kind: u16, value: &[u8]) {
-        // Callers keep values below 64 KiB; a longer one would be refused by the kernel as cut off.
-        self.bytes.extend_from_slice(&((HEADER + value.len()) as u16).to_ne_bytes());
+        let length = self.checked(HEADER + value.len());
+        self.bytes.extend_from_slice(&length.to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
         self.bytes.extend_from_slice(value);
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    /// The length as it stands in front of an attribute.
+    fn checked(&mut self, length: usize) -> u16 {
+        u16::try_from(length).unwrap_or_else(|_| {
+            self.is_too_long = true;
+            u16::MAX
+        })
     }
 
     pub(super) fn byte(&mut self, kind: u16, value: u8) {
@@ -71,11 +81,9 @@ impl Writer {
 
     /// Text with a zero at its end.
     pub(super) fn text(&mut self, kind: u16, text: &str) {
-        self.bytes.extend_from_slice(&((HEADER + text.len() + 1) as u16).to_ne_bytes());
-        self.bytes.extend_from_slice(&kind.to_ne_bytes());
-        self.bytes.extend_from_slice(text.as_bytes());
-        self.bytes.push(0);
-        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+        let mut value = text.as_bytes().to_vec();
+        value.push(0);
+        self.raw(kind, &value);
     }
 
     /// Begins a nest; its length comes with [`end_nest`](Self::end_nest).
@@ -87,7 +95,7 @@ impl Writer {
     }
 
     pub(super) fn end_nest(&mut self, mark: Mark) {
-        let length = self.length_since(mark) as u16;
+        let length = self.checked(self.length_since(mark));
         self.bytes[mark.0..mark.0 + 2].copy_from_slice(&length.to_ne_bytes());
     }
 

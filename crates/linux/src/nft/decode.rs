@@ -1,6 +1,6 @@
 //! What the kernel says of tables, chains, rules, sets and elements.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use ruleset::{
     Base, ChainType, Data, Element, Key, Name, ObservedRule, Policy, Type, Value,
@@ -28,8 +28,7 @@ pub(super) fn family(message: Message<'_>) -> u8 {
 pub(super) fn base(chain: Attributes<'_>) -> Option<Base> {
     let hook = chain.nest(n::CHAIN_HOOK);
     let kind = chain.text(n::CHAIN_TYPE)?;
-    let kind =
-        [ChainType::Filter, ChainType::Nat, ChainType::Route].into_iter().find(|k| k.as_str() == kind)?;
+    let kind = [ChainType::Filter, ChainType::Nat].into_iter().find(|k| k.as_str() == kind)?;
     let dropped = chain.be32(n::CHAIN_POLICY) == Some(n::DROP.cast_unsigned());
     Some(Base {
         kind,
@@ -57,8 +56,7 @@ pub(super) fn rule(family: u8, rule: Attributes<'_>, anonymous: &AnonymousSets) 
         other => other,
     });
     let ops = ops.collect();
-    let noted =
-        rule.find(n::RULE_USERDATA).and_then(|notes| userdata::read_comment(userdata::COMMENT, notes));
+    let noted = rule.find(n::RULE_USERDATA).and_then(userdata::read_comment);
     let comment = noted.or(xt_comment);
     ObservedRule { handle: rule.be64(n::RULE_HANDLE).unwrap_or_default(), code: Code { ops, comment } }
 }
@@ -98,7 +96,6 @@ pub(super) fn set(set: Attributes<'_>) -> Option<SetHeader> {
         data,
         dynamic: flags & n::SET_EVAL != 0,
         timeout: flags & n::SET_HAS_TIMEOUT != 0,
-        default_timeout: set.be64(n::SET_TIMEOUT).map(Duration::from_millis),
         size: desc.be32(n::SET_DESC_SIZE),
         counter: set.nest(n::SET_EXPR).text(n::EXPR_NAME) == Some("counter"),
         userdata: set.find(n::SET_USERDATA).unwrap_or_default().to_vec(),
@@ -138,8 +135,7 @@ pub(super) fn entries(message: Attributes<'_>) -> impl Iterator<Item = Entry> {
             (None, Some(verdict)) => Data::Verdict(verdict),
             (None, None) => Data::None,
         };
-        let notes = entry.find(n::ELEM_USERDATA);
-        let comment = notes.and_then(|notes| userdata::read_comment(userdata::COMMENT, notes));
+        let comment = entry.find(n::ELEM_USERDATA).and_then(userdata::read_comment);
         Some(Entry {
             key: Value::bytes(entry.value(n::ELEM_KEY)?),
             key_end: entry.value(n::ELEM_KEY_END).map(Value::bytes),
@@ -192,7 +188,7 @@ pub(super) fn elements(form: KeyForm, mut entries: Vec<Entry>) -> BTreeMap<Key, 
 
 /// The comment of a table.
 pub(super) fn table_comment(table: Attributes<'_>) -> Option<Box<str>> {
-    userdata::read_comment(userdata::COMMENT, table.find(n::TABLE_USERDATA)?)
+    userdata::read_comment(table.find(n::TABLE_USERDATA)?)
 }
 
 /// The name of an object.

@@ -1,10 +1,10 @@
-//! Tables, chains and rules read back from the kernel.
+//! Tables, chains, rules and counters read back from the kernel.
 
 use std::collections::BTreeMap;
 
 use ruleset::{
     Base, Element, Family, Hook, Key, Name, Observed, ObservedChain, ObservedRule, ObservedSet, Value,
-    code::SetHeader,
+    code::KeyForm,
 };
 
 use super::{AnonymousSets, Socket, decode, get, numbers as n, table_object};
@@ -101,13 +101,8 @@ impl Socket {
         let object = format!("rules of chain {chain} in {}", table_object(family, table));
         let filter = [(n::TABLE, table.as_str()), (n::RULE_CHAIN, chain.as_str())];
         let request = get("list", &object, n::GETRULE, n::family(family), &filter);
-        let nothing = AnonymousSets::new();
-        self.connection.dump(&request, |message| {
-            let attributes = decode::attributes(message);
-            let wanted = attributes.text(n::TABLE) == Some(table.as_str())
-                && attributes.text(n::RULE_CHAIN) == Some(chain.as_str());
-            Ok(wanted.then(|| decode::rule(decode::family(message), attributes, &nothing)))
-        })
+        let rules = self.rules_of_table(&request, table, &AnonymousSets::new())?;
+        Ok(rules.into_iter().filter(|(of, _)| of == chain).map(|(_, rule)| rule).collect())
     }
 
     /// What the elements of a set with `counter` have counted; ranges by their first value.
@@ -144,7 +139,9 @@ impl Socket {
             .map(|chain| (chain.name, ObservedChain { base: chain.base, rules: Vec::new() }))
             .collect();
         let (sets, anonymous) = self.read_sets(family, name)?;
-        for (chain, rule) in self.read_rules(family, name, &anonymous)? {
+        let object = format!("rules of {}", table_object(family, name));
+        let request = get("list", &object, n::GETRULE, n::family(family), &[(n::TABLE, name.as_str())]);
+        for (chain, rule) in self.rules_of_table(&request, name, &anonymous)? {
             chains.entry(chain).or_default().rules.push(rule);
         }
         Ok(Some(Observed { family, name: name.clone(), comment, chains, sets }))
@@ -166,7 +163,7 @@ impl Socket {
         })?;
         let (mut sets, mut anonymous) = (BTreeMap::new(), AnonymousSets::new());
         for ((name, header), is_anonymous) in headers {
-            let elements = self.read_elements(family, (table, &name), &header)?;
+            let elements = self.read_elements(&elements_request(family, table, &name), header.form)?;
             if is_anonymous {
                 anonymous.extend(decode::anonymous(header, elements).map(|set| (name, set)));
             } else {
@@ -176,29 +173,21 @@ impl Socket {
         Ok((sets, anonymous))
     }
 
-    fn read_elements(
-        &mut self,
-        family: Family,
-        (table, set): (&Name, &Name),
-        header: &SetHeader,
-    ) -> Result<BTreeMap<Key, Element>, Error> {
-        let request = elements_request(family, table, set);
-        let parts = self.connection.dump(&request, |message| {
+    fn read_elements(&mut self, request: &Request, form: KeyForm) -> Result<BTreeMap<Key, Element>, Error> {
+        let parts = self.connection.dump(request, |message| {
             Ok(Some(decode::entries(decode::attributes(message)).collect::<Vec<_>>()))
         })?;
-        Ok(decode::elements(header.form, parts.into_iter().flatten().collect()))
+        Ok(decode::elements(form, parts.into_iter().flatten().collect()))
     }
 
-    fn read_rules(
+    /// The rules that `request` lists, as far as they are in `table`, with their chains.
+    fn rules_of_table(
         &mut self,
-        family: Family,
+        request: &Request,
         table: &Name,
         anonymous: &AnonymousSets,
     ) -> Result<Vec<(Name, ObservedRule)>, Error> {
-        let object = format!("rules of {}", table_object(family, table));
-        let filter = [(n::TABLE, table.as_str())];
-        let request = get("list", &object, n::GETRULE, n::family(family), &filter);
-        self.connection.dump(&request, |message| {
+        self.connection.dump(request, |message| {
             let attributes = decode::attributes(message);
             let chain = decode::name(attributes, n::RULE_CHAIN)
                 .filter(|_| attributes.text(n::TABLE) == Some(table.as_str()));

@@ -8,6 +8,7 @@ use ruleset::{
     code::{AnonymousSet, Code, DataHeader, KeyForm, SetHeader},
     userdata,
 };
+use rustix::io::Errno;
 
 use super::{
     attr::{Mark, Writer},
@@ -39,21 +40,29 @@ impl Batch {
 
     /// The error for what the kernel answered to the message with that number.
     pub(super) fn failed(&self, transaction: &Transaction, sequence: u32, cause: Cause) -> Error {
-        let table = table_object(transaction.family, &transaction.table);
         let message = sequence.wrapping_sub(self.first).checked_sub(1);
         let change = message.and_then(|at| self.change_of.get(at as usize));
-        match change.and_then(|at| transaction.changes.get(*at)) {
-            Some(change @ (Change::AddTable { .. } | Change::DeleteTable)) => {
-                Error::new(change.verb(), table, cause)
-            }
-            Some(change) => Error::new(change.verb(), format!("{} in {table}", change.object()), cause),
-            None => Error::new("change", table, cause),
+        failed(transaction, change.and_then(|at| transaction.changes.get(*at)), cause)
+    }
+}
+
+/// The error that `change` of `transaction`, or all of it, failed for `cause`.
+fn failed(transaction: &Transaction, change: Option<&Change>, cause: Cause) -> Error {
+    let table = table_object(transaction.family, &transaction.table);
+    match change {
+        Some(change @ (Change::AddTable { .. } | Change::DeleteTable)) => {
+            Error::new(change.verb(), table, cause)
         }
+        Some(change) => Error::new(change.verb(), format!("{} in {table}", change.object()), cause),
+        None => Error::new("change", table, cause),
     }
 }
 
 /// Packs `transaction`; the message that begins the batch gets the number `first`.
-pub(super) fn batch(transaction: &Transaction, first: u32, generation: Option<u32>) -> Batch {
+///
+/// # Errors
+/// A change does not fit into a message (EMSGSIZE): a rule of more than 64 KiB.
+pub(super) fn batch(transaction: &Transaction, first: u32, generation: Option<u32>) -> Result<Batch, Error> {
     let mut encoder = Encoder {
         writer: Writer::default(),
         transaction,
@@ -73,6 +82,9 @@ pub(super) fn batch(transaction: &Transaction, first: u32, generation: Option<u3
     for (number, change) in transaction.changes.iter().enumerate() {
         encoder.change = number;
         encoder.change(change);
+        if encoder.writer.is_too_long {
+            return Err(failed(transaction, Some(change), Errno::MSGSIZE.into()));
+        }
     }
     if let Some(last) = encoder.last {
         encoder.writer.add_flags(last, NLM_F_ACK);
@@ -81,7 +93,7 @@ pub(super) fn batch(transaction: &Transaction, first: u32, generation: Option<u3
     let end = encoder.writer.message(n::BATCH_END, NLM_F_REQUEST, end);
     encoder.writer.family_header(n::UNSPEC, n::SUBSYSTEM);
     encoder.writer.end_message(end);
-    Batch { bytes: encoder.writer.bytes, first, change_of: encoder.change_of }
+    Ok(Batch { bytes: encoder.writer.bytes, first, change_of: encoder.change_of })
 }
 
 /// One element as it is sent.
@@ -133,13 +145,29 @@ fn write_entry(nest: &mut Writer, entry: &Entry<'_>) {
     }
     let mut notes = Vec::new();
     if let Some(text) = &entry.element.comment {
-        notes.extend(userdata::comment(userdata::COMMENT, text));
+        notes.extend(userdata::comment(text));
     }
     if entry.is_open {
         notes.extend(userdata::open_range());
     }
     if !notes.is_empty() {
         nest.raw(n::ELEM_USERDATA, &notes);
+    }
+}
+
+/// What is done with elements, and of which set.
+#[derive(Clone, Copy)]
+struct Elements<'a> {
+    /// `NEWSETELEM` or `DELSETELEM`.
+    kind: u16,
+    set: &'a str,
+    /// The set's number, where this batch makes it.
+    id: Option<u32>,
+}
+
+impl<'a> Elements<'a> {
+    fn of(kind: u16, set: &'a Name, set_ids: &BTreeMap<Name, u32>) -> Self {
+        Self { kind, set: set.as_str(), id: set_ids.get(set).copied() }
     }
 }
 
@@ -184,7 +212,7 @@ impl Encoder<'_> {
             Change::AddTable { comment } => self.message(n::NEWTABLE, 0, |message| {
                 message.be32(n::TABLE_FLAGS, 0);
                 if let Some(text) = comment {
-                    message.raw(n::TABLE_USERDATA, &userdata::comment(userdata::COMMENT, text));
+                    message.raw(n::TABLE_USERDATA, &userdata::comment(text));
                 }
             }),
             Change::DeleteTable => self.message(n::DELTABLE, 0, |_| {}),
@@ -216,9 +244,8 @@ impl Encoder<'_> {
             }),
             Change::AddElements { set, form, elements } => self.add_elements(set, *form, elements),
             Change::DeleteElements { set, form, keys } => {
-                let id = self.set_ids.get(set).copied();
                 let entries = keys.iter().flat_map(|key| entries(*form, key, &NOTHING));
-                self.elements(n::DELSETELEM, 0, (set.as_str(), id), entries);
+                self.elements(Elements::of(n::DELSETELEM, set, &self.set_ids), entries);
             }
         }
     }
@@ -230,29 +257,24 @@ impl Encoder<'_> {
     }
 
     fn add_elements(&mut self, set: &Name, form: KeyForm, elements: &[(Key, Element)]) {
-        let id = self.set_ids.get(set).copied();
+        let target = Elements::of(n::NEWSETELEM, set, &self.set_ids);
         let first = elements.iter().map(|(key, _)| key.first()).min();
         // As `nft` does where it fills a new set.
-        let before = first.filter(|_| form == KeyForm::Interval && id.is_some()).and_then(before_all);
+        let before = first.filter(|_| form == KeyForm::Interval && target.id.is_some()).and_then(before_all);
         let all = elements.iter().flat_map(|(key, element)| entries(form, key, element));
         let all = before.into_iter().chain(all);
-        self.elements(n::NEWSETELEM, NLM_F_CREATE, (set.as_str(), id), all);
+        self.elements(target, all);
     }
 
     /// Elements in as many messages as it takes.
-    fn elements<'e>(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        (set, id): (&str, Option<u32>),
-        entries: impl Iterator<Item = Entry<'e>>,
-    ) {
+    fn elements<'e>(&mut self, target: Elements<'_>, entries: impl Iterator<Item = Entry<'e>>) {
+        let flags = if target.kind == n::NEWSETELEM { NLM_F_CREATE } else { 0 };
         let mut entries = entries.peekable();
         while entries.peek().is_some() {
-            let message = self.begin(kind, flags);
+            let message = self.begin(target.kind, flags);
             let writer = &mut self.writer;
-            writer.text(n::ELEM_LIST_SET, set);
-            if let Some(id) = id {
+            writer.text(n::ELEM_LIST_SET, target.set);
+            if let Some(id) = target.id {
                 writer.be32(n::ELEM_LIST_SET_ID, id);
             }
             let list = writer.begin_nest(n::ELEM_LIST_ELEMENTS);
@@ -271,9 +293,7 @@ impl Encoder<'_> {
         let ids: Vec<u32> = code.anonymous_sets().map(|set| self.anonymous_set(set)).collect();
         let (flags, position) = match place {
             Place::End => (NLM_F_APPEND, None),
-            Place::Start => (0, None),
             Place::Before(handle) => (0, Some(handle)),
-            Place::After(handle) => (NLM_F_APPEND, Some(handle)),
         };
         let message = self.begin(n::NEWRULE, flags | NLM_F_CREATE);
         let writer = &mut self.writer;
@@ -288,7 +308,7 @@ impl Encoder<'_> {
         };
         writer.nest(n::RULE_EXPRESSIONS, |list| op::write_all(list, &code.ops, &mut context));
         if let Some(text) = &code.comment {
-            writer.raw(n::RULE_USERDATA, &userdata::comment(userdata::COMMENT, text));
+            writer.raw(n::RULE_USERDATA, &userdata::comment(text));
         }
         writer.end_message(message);
     }
@@ -310,7 +330,7 @@ impl Encoder<'_> {
             message.nest(n::SET_DESC, |desc| desc.be32(n::SET_DESC_SIZE, all.len() as u32));
             message.raw(n::SET_USERDATA, &set.userdata.0);
         });
-        self.elements(n::NEWSETELEM, NLM_F_CREATE, (op::ANONYMOUS, Some(id)), all.into_iter());
+        self.elements(Elements { kind: n::NEWSETELEM, set: op::ANONYMOUS, id: Some(id) }, all.into_iter());
         id
     }
 }
@@ -363,14 +383,28 @@ fn write_set(message: &mut Writer, name: &Name, header: &SetHeader, id: u32) {
             }
         });
     }
-    if let Some(timeout) = header.default_timeout {
-        message.be64(n::SET_TIMEOUT, op::milliseconds(timeout));
-    }
     message.raw(n::SET_USERDATA, &header.userdata);
     if header.counter {
         message.nest(n::SET_EXPR, |expr| {
             expr.text(n::EXPR_NAME, "counter");
             expr.nest(n::EXPR_DATA, |_| {});
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ruleset::{Family, Rule, Statement, Table};
+
+    use super::*;
+
+    #[test]
+    fn a_rule_that_no_message_can_hold_is_named() {
+        let long = Rule::new(vec![Statement::Counter; 5000]);
+        let mut transaction = Transaction::new(Family::Ip, "t");
+        transaction.add_rule(&Table::new(Family::Ip, "t"), &"c".into(), &long);
+        let error = batch(&transaction, 0, None).map(|batch| batch.bytes).unwrap_err();
+        assert_eq!(error.to_string(), "failed to add rule of chain c in nftables table ip t");
+        assert_eq!(error.raw_os_error(), Some(Errno::MSGSIZE.raw_os_error()));
     }
 }

@@ -15,6 +15,9 @@ use crate::{
     netns::Netns,
 };
 
+/// Most datagrams that one call takes: about what the receive buffer holds.
+const MOST_DATAGRAMS: usize = 4096;
+
 /// Something in a table was changed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Changed {
@@ -56,15 +59,19 @@ impl Events {
     }
 
     /// Waits at most `wait` (`None`: as long as it takes) and returns what has changed since, each table
-    /// and author once; nothing if no change came in time.
+    /// and author once; nothing if no change came in time, or a signal did. Where others never rest, the
+    /// next call tells the rest.
     ///
     /// # Errors
     /// Events were lost ([`Error::is_overrun`]): read again what matters. The subscription goes on.
     pub fn wait(&mut self, wait: Option<Duration>) -> Result<BTreeSet<Changed>, Error> {
         let mut changed = BTreeSet::new();
         let mut patience = wait;
-        // What has arrived is taken as a whole, so that a long transaction is few answers.
-        while self.connection.events(patience, |event| changed.extend(read(event)))? {
+        // What has arrived is taken together, so that a long transaction is few answers.
+        for _ in 0..MOST_DATAGRAMS {
+            if !self.connection.events(patience, |event| changed.extend(read(event)))? {
+                break;
+            }
             patience = Some(Duration::ZERO);
         }
         Ok(changed)

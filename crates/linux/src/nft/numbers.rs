@@ -62,13 +62,12 @@ pub(super) const SET_DATA_TYPE: u16 = 6;
 pub(super) const SET_DATA_LEN: u16 = 7;
 pub(super) const SET_DESC: u16 = 9;
 pub(super) const SET_ID: u16 = 10;
-pub(super) const SET_TIMEOUT: u16 = 11;
 pub(super) const SET_USERDATA: u16 = 13;
 pub(super) const SET_EXPR: u16 = 17;
 pub(super) const SET_DESC_SIZE: u16 = 1;
 pub(super) const SET_DESC_CONCAT: u16 = 2;
 pub(super) const SET_FIELD_LEN: u16 = 1;
-/// The key type's number that says "verdict".
+/// The number of a map's data type that says "verdict".
 pub(super) const DATA_VERDICT_TYPE: u32 = 0xffff_ff00;
 
 pub(super) const SET_ANONYMOUS: u32 = 0x1;
@@ -128,8 +127,6 @@ pub(super) const FIB_DREG: u16 = 1;
 pub(super) const FIB_RESULT: u16 = 2;
 pub(super) const FIB_FLAGS: u16 = 3;
 pub(super) const FIB_RESULT_ADDRTYPE: u32 = 3;
-pub(super) const FIB_SADDR: u32 = 1;
-pub(super) const FIB_DADDR: u32 = 2;
 
 pub(super) const NG_DREG: u16 = 1;
 pub(super) const NG_MODULUS: u16 = 2;
@@ -168,7 +165,8 @@ pub(super) const NAT_REG_PROTO_MIN: u16 = 5;
 pub(super) const NAT_REG_PROTO_MAX: u16 = 6;
 pub(super) const NAT_FLAGS: u16 = 7;
 pub(super) const NAT_DNAT: u32 = 1;
-/// `NF_NAT_RANGE_PROTO_SPECIFIED` and, which the kernel adds, `NF_NAT_RANGE_MAP_IPS`.
+/// What the kernel adds where there are such registers: `NF_NAT_RANGE_PROTO_SPECIFIED`,
+/// `NF_NAT_RANGE_MAP_IPS`.
 pub(super) const NAT_PORT: u32 = 2;
 pub(super) const NAT_ADDRESS: u32 = 1;
 
@@ -226,46 +224,6 @@ pub(super) fn read_hook(number: u32) -> Option<Hook> {
         .find(|known| hook(*known) == number)
 }
 
-/// `NFT_META_...` of those fields that `meta` loads.
-pub(super) const fn meta(field: Field) -> Option<u32> {
-    Some(match field {
-        Field::MetaPriority => 2,
-        Field::MetaMark => 3,
-        Field::Iifname => 6,
-        Field::Oifname => 7,
-        Field::MetaNfproto => 15,
-        Field::MetaL4proto => 16,
-        _ => return None,
-    })
-}
-
-/// `NFT_CT_...` of those fields that `ct` loads.
-pub(super) const fn ct(field: Field) -> Option<u32> {
-    Some(match field {
-        Field::CtState => 0,
-        Field::CtStatus => 2,
-        Field::CtMark => 3,
-        _ => return None,
-    })
-}
-
-pub(super) fn read_meta(key: u32) -> Option<Field> {
-    [
-        Field::MetaPriority,
-        Field::MetaMark,
-        Field::Iifname,
-        Field::Oifname,
-        Field::MetaNfproto,
-        Field::MetaL4proto,
-    ]
-    .into_iter()
-    .find(|field| meta(*field) == Some(key))
-}
-
-pub(super) fn read_ct(key: u32) -> Option<Field> {
-    [Field::CtState, Field::CtStatus, Field::CtMark].into_iter().find(|field| ct(*field) == Some(key))
-}
-
 pub(super) const fn read_writable(field: Field) -> Option<Writable> {
     Some(match field {
         Field::MetaMark => Writable::MetaMark,
@@ -293,12 +251,11 @@ pub(super) fn read_port_choice(flags: u32) -> Option<PortChoice> {
 /// `NFT_DYNSET_OP_...`
 pub(super) const fn dynamic_op(op: DynamicOp) -> u32 {
     match op {
-        DynamicOp::Add => 0,
         DynamicOp::Update => 1,
         DynamicOp::Delete => 2,
     }
 }
 
 pub(super) fn read_dynamic_op(number: u32) -> Option<DynamicOp> {
-    [DynamicOp::Add, DynamicOp::Update, DynamicOp::Delete].into_iter().find(|op| dynamic_op(*op) == number)
+    [DynamicOp::Update, DynamicOp::Delete].into_iter().find(|op| dynamic_op(*op) == number)
 }

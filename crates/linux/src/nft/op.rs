@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use ruleset::{
-    Family, Field, Name, RejectWith, Relation, Value, Verdict, Writable,
-    code::{Found, Header, Op, Reg, SetRef},
+    Family, Field, Name, RejectWith, Relation, Value, Verdict,
+    code::{Found, Header, Op, Origin, Reg, SetRef},
 };
 
 use super::{
@@ -51,29 +51,18 @@ const fn reject(family: Family, with: RejectWith) -> (u32, u8) {
 
 /// Writes the list of all operations.
 pub(super) fn write_all(writer: &mut Writer, ops: &[Op], context: &mut Context<'_>) {
-    for (i, op) in ops.iter().enumerate() {
-        let before = i.checked_sub(1).and_then(|i| ops.get(i));
+    let mut before = None;
+    for op in ops {
         writer.nest(n::LIST_ELEM, |writer| {
             writer.text(n::EXPR_NAME, name(op));
             writer.nest(n::EXPR_DATA, |data| match op {
-                Op::Dnat { ipv6, address, port } => {
-                    // `nft` names a flag for the port only where that is a constant.
-                    let constant = matches!(before, Some(Op::Immediate { .. }));
-                    write_dnat(data, *ipv6, (*address, *port), constant);
-                }
-                Op::Bitwise { register, mask, xor } => {
-                    // `nft` leaves the kind of operation out where it makes a mask for a prefix or flags.
-                    let implied = matches!(
-                        before,
-                        Some(Op::Payload { .. } | Op::Load { field: Field::CtState | Field::CtStatus, .. })
-                    );
-                    write_bitwise(data, *register, (mask, xor), implied);
-                }
+                Op::Bitwise { .. } => write_bitwise(data, op, before),
                 Op::Lookup { .. } | Op::Dynamic { .. } => write_set_use(data, op, context),
                 Op::Payload { .. } | Op::Load { .. } | Op::Random { .. } => write_load(data, op),
                 _ => write(data, op, context.family),
             });
         });
+        before = Some(op);
     }
 }
 
@@ -81,10 +70,8 @@ pub(super) fn write_all(writer: &mut Writer, ops: &[Op], context: &mut Context<'
 fn name(op: &Op) -> &str {
     match op {
         Op::Payload { .. } => "payload",
-        Op::Load { field, .. } if n::ct(*field).is_some() => "ct",
-        Op::Load { field: Field::FibSaddrType | Field::FibDaddrType, .. } => "fib",
-        Op::Store { field: Writable::CtMark, .. } => "ct",
-        Op::Load { .. } | Op::Store { .. } => "meta",
+        Op::Load { field, .. } => source(field.origin()),
+        Op::Store { field, .. } => source(field.field().origin()),
         Op::Random { .. } => "numgen",
         Op::Bitwise { .. } => "bitwise",
         Op::Compare { .. } => "cmp",
@@ -95,16 +82,32 @@ fn name(op: &Op) -> &str {
         Op::Reject(_) => "reject",
         Op::Counter => "counter",
         Op::Dynamic { .. } => "dynset",
-        Op::Other { name, .. } => name,
+        // `xt match conntrack` is the kernel's "match".
+        Op::Other { name, .. } => {
+            name.strip_prefix("xt ").and_then(|kind| kind.split(' ').next()).unwrap_or(name)
+        }
+    }
+}
+
+/// The kernel's name of what a field is read with.
+const fn source(origin: Origin) -> &'static str {
+    match origin {
+        Origin::Payload { .. } => "payload",
+        Origin::Meta(_) => "meta",
+        Origin::Ct(_) => "ct",
+        Origin::Fib(_) => "fib",
     }
 }
 
 fn write(data: &mut Writer, op: &Op, family: Family) {
     match op {
         Op::Store { field, from } => {
-            let (key, source) = match n::ct(field.field()) {
-                Some(key) => (key, n::CT_SREG),
-                None => (n::meta(field.field()).unwrap_or_default(), n::META_SREG),
+            let (key, source) = match field.field().origin() {
+                Origin::Ct(key) => (key, n::CT_SREG),
+                // Nothing but `meta` and `ct` can be written.
+                Origin::Meta(key) | Origin::Fib(key) | Origin::Payload { offset: key, .. } => {
+                    (key, n::META_SREG)
+                }
             };
             data.be32(n::META_KEY, key);
             data.be32(source, register(*from));
@@ -121,6 +124,14 @@ fn write(data: &mut Writer, op: &Op, family: Family) {
         Op::Verdict(verdict) => {
             data.be32(n::IMMEDIATE_DREG, n::REG_VERDICT);
             data.nest(n::IMMEDIATE_DATA, |data| write_verdict(data, verdict));
+        }
+        Op::Dnat { ipv6, address, port } => {
+            data.be32(n::NAT_TYPE, n::NAT_DNAT);
+            data.be32(n::NAT_FAMILY, u32::from(n::family(if *ipv6 { Family::Ip6 } else { Family::Ip })));
+            data.be32(n::NAT_REG_ADDR_MIN, register(*address));
+            if let Some(port) = port {
+                data.be32(n::NAT_REG_PROTO_MIN, register(*port));
+            }
         }
         Op::Masquerade(choice) => {
             let flags = n::port_choice(*choice);
@@ -139,9 +150,14 @@ fn write(data: &mut Writer, op: &Op, family: Family) {
     }
 }
 
-fn write_bitwise(data: &mut Writer, at: Reg, (mask, xor): (&Value, &Value), implied: bool) {
-    data.be32(n::BITWISE_SREG, register(at));
-    data.be32(n::BITWISE_DREG, register(at));
+/// `before` is the operation before this one.
+fn write_bitwise(data: &mut Writer, op: &Op, before: Option<&Op>) {
+    let Op::Bitwise { register: at, mask, xor } = op else { return };
+    data.be32(n::BITWISE_SREG, register(*at));
+    data.be32(n::BITWISE_DREG, register(*at));
+    // `nft` leaves the kind of operation out where it makes a mask for a prefix or flags.
+    let implied =
+        matches!(before, Some(Op::Payload { .. } | Op::Load { field: Field::CtState | Field::CtStatus, .. }));
     if !implied {
         data.be32(n::BITWISE_OP, 0);
     }
@@ -159,17 +175,22 @@ fn write_load(data: &mut Writer, op: &Op) {
             data.be32(n::PAYLOAD_OFFSET, *offset);
             data.be32(n::PAYLOAD_LEN, *length);
         }
-        Op::Load { field: field @ (Field::FibSaddrType | Field::FibDaddrType), to } => {
-            let flags = if *field == Field::FibSaddrType { n::FIB_SADDR } else { n::FIB_DADDR };
-            data.be32(n::FIB_FLAGS, flags);
-            data.be32(n::FIB_RESULT, n::FIB_RESULT_ADDRTYPE);
-            data.be32(n::FIB_DREG, register(*to));
-        }
-        // `meta` and `ct` number their attributes alike.
-        Op::Load { field, to } => {
-            data.be32(n::META_KEY, n::ct(*field).or(n::meta(*field)).unwrap_or_default());
-            data.be32(n::META_DREG, register(*to));
-        }
+        Op::Load { field, to } => match field.origin() {
+            Origin::Payload { header, offset } => {
+                let length = field.data_type().width() as u32;
+                write_load(data, &Op::Payload { header, offset, length, to: *to });
+            }
+            // `meta` and `ct` number their attributes alike.
+            Origin::Meta(key) | Origin::Ct(key) => {
+                data.be32(n::META_KEY, key);
+                data.be32(n::META_DREG, register(*to));
+            }
+            Origin::Fib(flag) => {
+                data.be32(n::FIB_FLAGS, flag);
+                data.be32(n::FIB_RESULT, n::FIB_RESULT_ADDRTYPE);
+                data.be32(n::FIB_DREG, register(*to));
+            }
+        },
         Op::Random { modulus, to } => {
             data.be32(n::NG_DREG, register(*to));
             data.be32(n::NG_MODULUS, *modulus);
@@ -208,7 +229,7 @@ fn write_set_use(data: &mut Writer, op: &Op, context: &mut Context<'_>) {
             }
             data.be32(n::DYNSET_OP, n::dynamic_op(*op));
             if let Some(timeout) = timeout {
-                data.be64(n::DYNSET_TIMEOUT, milliseconds(*timeout));
+                data.be64(n::DYNSET_TIMEOUT, u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
             }
             data.text(n::DYNSET_NAME, set.as_str());
             if let Some(id) = context.set_ids.get(set) {
@@ -216,18 +237,6 @@ fn write_set_use(data: &mut Writer, op: &Op, context: &mut Context<'_>) {
             }
         }
         _ => {}
-    }
-}
-
-fn write_dnat(data: &mut Writer, ipv6: bool, (address, port): (Reg, Option<Reg>), constant: bool) {
-    data.be32(n::NAT_TYPE, n::NAT_DNAT);
-    data.be32(n::NAT_FAMILY, u32::from(n::family(if ipv6 { Family::Ip6 } else { Family::Ip })));
-    data.be32(n::NAT_REG_ADDR_MIN, register(address));
-    if let Some(port) = port {
-        data.be32(n::NAT_REG_PROTO_MIN, register(port));
-        if constant {
-            data.be32(n::NAT_FLAGS, n::NAT_PORT);
-        }
     }
 }
 
@@ -262,10 +271,6 @@ pub(super) fn read_verdict(data: Attributes<'_>) -> Option<Verdict> {
         n::GOTO => Verdict::Goto(chain()?),
         _ => return None,
     })
-}
-
-pub(super) fn milliseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// One entry of a rule's list of expressions. What we have no word for stays as it came.
@@ -308,7 +313,7 @@ fn read_payload(data: Attributes<'_>) -> Option<Op> {
 }
 
 fn read_meta(data: Attributes<'_>) -> Option<Op> {
-    let field = n::read_meta(data.be32(n::META_KEY)?)?;
+    let field = Field::read_from(Origin::Meta(data.be32(n::META_KEY)?))?;
     match reg(data, n::META_DREG) {
         Some(to) => Some(Op::Load { field, to }),
         None => Some(Op::Store { field: n::read_writable(field)?, from: reg(data, n::META_SREG)? }),
@@ -319,7 +324,7 @@ fn read_ct(data: Attributes<'_>) -> Option<Op> {
     if data.find(n::CT_DIRECTION).is_some() {
         return None;
     }
-    let field = n::read_ct(data.be32(n::CT_KEY)?)?;
+    let field = Field::read_from(Origin::Ct(data.be32(n::CT_KEY)?))?;
     match reg(data, n::CT_DREG) {
         Some(to) => Some(Op::Load { field, to }),
         None => Some(Op::Store { field: n::read_writable(field)?, from: reg(data, n::CT_SREG)? }),
@@ -327,12 +332,9 @@ fn read_ct(data: Attributes<'_>) -> Option<Op> {
 }
 
 fn read_fib(data: Attributes<'_>) -> Option<Op> {
-    let field = match (data.be32(n::FIB_RESULT)?, data.be32(n::FIB_FLAGS)?) {
-        (n::FIB_RESULT_ADDRTYPE, n::FIB_SADDR) => Field::FibSaddrType,
-        (n::FIB_RESULT_ADDRTYPE, n::FIB_DADDR) => Field::FibDaddrType,
-        _ => return None,
-    };
-    Some(Op::Load { field, to: reg(data, n::FIB_DREG)? })
+    let flag =
+        data.be32(n::FIB_FLAGS).filter(|_| data.be32(n::FIB_RESULT) == Some(n::FIB_RESULT_ADDRTYPE))?;
+    Some(Op::Load { field: Field::read_from(Origin::Fib(flag))?, to: reg(data, n::FIB_DREG)? })
 }
 
 fn read_numgen(data: Attributes<'_>) -> Option<Op> {

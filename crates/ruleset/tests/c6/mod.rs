@@ -307,15 +307,11 @@ fn odd_sets(table: &mut Table) {
     let allowed =
         |port, source| Value::concat([ip("10.0.0.1"), Protocol::Tcp.into(), Value::port(port), ip(source)]);
     let wide = Key::range(allowed(80, "10.0.0.0"), allowed(80, "10.255.255.255"));
-    let seen = SetSpec::set(Field::IpSaddr).dynamic(100);
-    let seen = SetSpec { default_timeout: Some(Duration::from_secs(3600)), ..seen };
-    let noted = SetSpec::map(Field::CtMark, Field::IpDaddr);
-    let noted = SetSpec { comment: Some("weft: noted".into()), ..noted };
     let [by_source, ranges, verdicts] = ["allowed", "ranges", "verdicts"].map(Name::from);
     table
         .set(&by_source, SetSpec::set(ALLOWED).interval())
-        .set("seen", seen)
-        .set("noted", noted)
+        .set("seen", SetSpec::set(Field::IpSaddr).dynamic(100))
+        .set("noted", SetSpec::map(Field::CtMark, Field::IpDaddr))
         .set(&ranges, SetSpec::set(Field::IpDaddr).interval())
         .set(&verdicts, SetSpec::vmap(Field::MetaMark))
         .set("links", SetSpec::set([Field::Iifname, Field::Oifname]))
@@ -344,14 +340,14 @@ fn odd_filter(table: &mut Table) {
     ]);
     let reset = rule([
         Field::MetaL4proto.is(Protocol::Tcp),
-        Field::ThSport.any_of([Value::port(80), Value::port(443)]),
+        Field::ThDport.any_of([Value::port(443), Value::port(8443)]),
         Statement::Reject(RejectWith::TcpReset),
     ]);
     let see = Statement::Dynamic {
-        op: DynamicOp::Add,
+        op: DynamicOp::Update,
         set: "seen".into(),
         key: Field::IpSaddr.into(),
-        timeout: None,
+        timeout: Some(Duration::from_secs(90_061)),
         data: None,
     };
     let chain = [
@@ -369,19 +365,13 @@ fn odd_filter(table: &mut Table) {
 }
 
 fn odd_nat(table: &mut Table) {
-    let dnat = |target| rule([Field::IpProtocol.is(Protocol::Tcp), Statement::Dnat(target)]);
-    let address = "10.0.0.1".parse().unwrap();
     table.chain(
         "rewrite",
         Chain::base(
             ChainType::Nat,
             Hook::Output,
             -99,
-            [
-                dnat(NatTarget::Address(address, Some(80))),
-                dnat(NatTarget::Address(address, None)),
-                rule([Statement::dnat_by("noted", Field::CtMark)]),
-            ],
+            [rule([Field::IpProtocol.is(Protocol::Tcp), Statement::dnat_by("noted", Field::CtMark)])],
         ),
     );
     table.chain(
@@ -398,16 +388,41 @@ fn odd_nat(table: &mut Table) {
     );
 }
 
+/// Every field as the type of a set and of a map's data, and in an anonymous set.
+pub(crate) fn fields() -> Table {
+    let sample = |kind: Type, n: u8| match kind {
+        Type::IfName => Value::interface(&format!("eth{n}").parse().unwrap()),
+        Type::NfProto => Value::bytes(&[[2], [10]][usize::from(n - 1)]),
+        _ => Value::bytes(&[&[n][..], &vec![0; kind.width() - 1]].concat()),
+    };
+    let mut table = Table::new(Family::Inet, "fields");
+    let mut rules = Vec::new();
+    for (field, number) in Field::ALL.into_iter().zip(1..) {
+        let (set, map) = (Name::from(format!("set{number}")), Name::from(format!("map{number}")));
+        let [first, second] = [1, 2].map(|n| sample(field.data_type(), n));
+        table
+            .set(&set, SetSpec::set([field, Field::MetaMark]))
+            .set(&map, SetSpec::map(field, field))
+            .element(&map, first.clone(), Element::value(second.clone()));
+        rules.push(rule([field.any_of([first, second]), Statement::Counter]));
+    }
+    table.chain("filter-input", Chain::base(ChainType::Filter, Hook::Input, 0, rules));
+    table
+}
+
 /// A table that sees both families.
 pub(crate) fn both() -> Table {
     let mut table = Table::new(Family::Inet, "both");
     let (v4, v6) = (Field::IpSaddr, Field::Ip6Saddr);
     let six: std::net::Ipv6Addr = "fd00::1".parse().unwrap();
-    let to = |target| rule([Field::MetaL4proto.is(Protocol::Udp), Statement::Dnat(target)]);
+    let to = |protocol: Protocol, map| {
+        rule([Field::MetaL4proto.is(protocol), Statement::dnat_by(map, Field::MetaMark)])
+    };
     table
         .set("hosts", SetSpec::set([v4, Field::IpDaddr]))
         .set("hosts6", SetSpec::set(v6).interval())
-        .set("targets", SetSpec::map(Field::MetaMark, [Field::Ip6Daddr, Field::ThDport]))
+        .set("targets", SetSpec::map(Field::MetaMark, [Field::IpDaddr, Field::ThDport]))
+        .set("targets6", SetSpec::map(Field::MetaMark, [Field::Ip6Daddr, Field::ThDport]))
         .element(&"hosts6".into(), subnet("fd00:1::/64"), Element::default())
         .element(&"hosts6".into(), subnet("ff00::/8"), Element::default());
     let filter = [
@@ -423,11 +438,7 @@ pub(crate) fn both() -> Table {
         rule([v6.within(subnet("fd00::/60")), Statement::DROP]),
         rule([Statement::REJECT]),
     ];
-    let nat = [
-        to(NatTarget::Address(six.into(), Some(53))),
-        to(NatTarget::Address("10.0.0.1".parse().unwrap(), Some(53))),
-        rule([Field::MetaL4proto.is(Protocol::Tcp), Statement::dnat_by("targets", Field::MetaMark)]),
-    ];
+    let nat = [to(Protocol::Udp, "targets"), to(Protocol::Tcp, "targets6")];
     table
         .chain("filter-forward", Chain::base(ChainType::Filter, Hook::Forward, 0, filter))
         .chain("nat-prerouting", Chain::base(ChainType::Nat, Hook::Prerouting, -100, nat));

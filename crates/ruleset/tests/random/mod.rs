@@ -11,7 +11,7 @@ pub(crate) const TABLE: &str = "weft-random";
 
 /// Regular chains; a rule leads only to a later one, so that there are no loops.
 const CHAINS: [&str; 3] = ["a", "b", "c"];
-const BASES: [&str; 2] = ["forward", "input"];
+const BASES: [&str; 3] = ["forward", "input", "prerouting"];
 const SETS: [&str; 4] = ["addresses", "ranges", "marks", "verdicts"];
 
 fn spec(set: &str) -> SetSpec {
@@ -27,6 +27,7 @@ fn base(chain: &str, policy: Policy) -> Option<Base> {
     let hook = match chain {
         "forward" => Hook::Forward,
         "input" => Hook::Input,
+        "prerouting" => Hook::Prerouting,
         _ => return None,
     };
     Some(Base { kind: ChainType::Filter, hook, priority: 0, policy })
