@@ -1,6 +1,7 @@
 //! Who an interface, an address or a file belongs to.
 
 use netmodel::{IfName, MARK, Mac};
+use ruleset::LONGEST_COMMENT;
 
 /// One interface of one container in one network: what every object of ours is keyed by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,10 +13,6 @@ pub struct Attachment {
     /// The interface's name inside the container.
     pub ifname: IfName,
 }
-
-/// The longest comment that `nft` shows, and more than enough below the kernel's limit for an
-/// interface alias (IFALIASZ, 256 bytes).
-const LONGEST_ALIAS: usize = 128;
 
 impl Attachment {
     /// The name of the host's end of the veth pair: the same at every call, so that DEL needs no
@@ -33,11 +30,12 @@ impl Attachment {
     }
 
     /// The host end's alias and the comment of rules: `weft:<network>/<container>/<interface>`; a
-    /// container id that makes it too long is replaced by a hash.
+    /// container id that makes it too long for a comment is replaced by a hash. (An alias may be longer:
+    /// IFALIASZ, 256 bytes.)
     #[must_use]
     pub fn alias(&self) -> String {
         let alias = format!("{}{}/{}", Self::alias_prefix(&self.network), self.container, self.ifname);
-        if alias.len() <= LONGEST_ALIAS {
+        if alias.len() <= LONGEST_COMMENT {
             return alias;
         }
         format!("{}#{:016x}/{}", Self::alias_prefix(&self.network), self.hash(), self.ifname)
@@ -46,10 +44,10 @@ impl Attachment {
     /// What the aliases of all attachments to `network` begin with.
     #[must_use]
     pub fn alias_prefix(network: &str) -> String {
-        if network.len() <= LONGEST_ALIAS / 2 {
+        if network.len() <= LONGEST_COMMENT / 2 {
             return format!("{MARK}{network}/");
         }
-        let short: String = network.chars().take(LONGEST_ALIAS / 4).collect();
+        let short: String = network.chars().take(LONGEST_COMMENT / 4).collect();
         format!("{MARK}{short}#{:016x}/", mix(network.bytes()))
     }
 
@@ -152,12 +150,12 @@ mod tests {
     #[test]
     fn a_long_id_gives_a_short_alias() {
         let (a, b) = (attachment(&"x".repeat(300), "eth0"), attachment(&"x".repeat(301), "eth0"));
-        assert!(a.alias().len() <= 128 && a.alias().starts_with("weft:cbr0/#"));
+        assert!(a.alias().len() <= LONGEST_COMMENT && a.alias().starts_with("weft:cbr0/#"));
         assert_ne!(a.alias(), b.alias());
         let (one, two) = (format!("{}1", "n".repeat(70)), format!("{}2", "n".repeat(70)));
         assert_ne!(Attachment::alias_prefix(&one), Attachment::alias_prefix(&two));
         let long = Attachment { network: one, ..a };
-        assert!(long.alias().len() <= 128, "{}", long.alias());
+        assert!(long.alias().len() <= LONGEST_COMMENT, "{}", long.alias());
     }
 
     #[test]

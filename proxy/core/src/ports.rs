@@ -7,6 +7,7 @@ use std::{
 };
 
 use netmodel::Protocol;
+use ruleset::LONGEST_COMMENT;
 
 use crate::{
     endpoints::{Chosen, in_family},
@@ -138,11 +139,10 @@ pub(crate) fn settle(slots: &[(SocketAddr, bool)], wanted: &[(SocketAddr, bool)]
 
 /// How an operator recognises an element: `namespace/name:port`, as far as a comment may be long.
 pub(crate) fn label(service: &ObjectName, port: &str) -> Box<str> {
-    const LONGEST: usize = 127;
     let separator = if port.is_empty() { "" } else { ":" };
     let text = format!("{service}{separator}{port}");
     let plain = |c: char| if c.is_ascii_graphic() && c != '"' && c != '\\' { c } else { '?' };
-    text.chars().map(plain).take(LONGEST).collect::<String>().into()
+    text.chars().map(plain).take(LONGEST_COMMENT).collect::<String>().into()
 }
 
 #[cfg(test)]
