@@ -7,7 +7,7 @@ use anyhow::Result;
 use netns_tests::nft::without_counters;
 use testkit::{Cmd, Process, bin, eventually};
 
-use crate::world::{LIMIT, WEB, World, ask, web};
+use crate::world::{LIMIT, USUAL, WEB, World, ask, web};
 
 #[test]
 fn a_broken_manifest_is_named_and_harms_nothing() -> Result<()> {
@@ -141,8 +141,7 @@ fn two_proxies_do_not_fight() -> Result<()> {
     let _servers = world.tcp_servers()?;
     world.write("web", &web(&[0]))?;
     world.start_usual()?;
-    let flags = "run --cluster-cidr 10.244.0.0/16";
-    let mut second = Process::spawn(&world.command(flags), world.dir.path().join("second.log"))?;
+    let mut second = Process::spawn(&world.command(USUAL), world.dir.path().join("second.log"))?;
     second.wait_for_log("another weft-proxy runs", LIMIT)?;
     world.proxy().terminate(LIMIT)?;
     second.wait_for_log("ruleset is in place services=1 restarted=true transactions=0", LIMIT)?;

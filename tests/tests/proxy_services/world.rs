@@ -21,6 +21,8 @@ pub(crate) const WEB: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 7);
 pub(crate) const TARGET: u16 = 8080;
 /// The node port of Service `web`.
 pub(crate) const NODE_PORT: u16 = 30080;
+/// How most tests start the proxy.
+pub(crate) const USUAL: &str = "run --cluster-cidr 10.244.0.0/16";
 /// The longest that a connection may take.
 pub(crate) const LIMIT: Duration = Duration::from_secs(2);
 
@@ -96,19 +98,23 @@ impl World {
         self.node.wrap(program.args(["--from", &from, "--hostname-override", "n1", "--status-file", &status]))
     }
 
-    /// Starts the proxy, and waits until its ruleset is in place.
-    pub(crate) fn start(&mut self, flags: &str) -> Result<()> {
+    /// Starts the proxy, without waiting for anything.
+    pub(crate) fn spawn(&mut self, flags: &str) -> Result<()> {
         self.starts += 1;
         let log = self.dir.path().join(format!("proxy{}.log", self.starts));
-        let mut proxy = Process::spawn(&self.command(flags), log)?;
-        proxy.wait_for_log("ruleset is in place", Duration::from_secs(10))?;
-        self.proxy = Some(proxy);
+        self.proxy = Some(Process::spawn(&self.command(flags), log)?);
         Ok(())
+    }
+
+    /// Starts the proxy, and waits until its ruleset is in place.
+    pub(crate) fn start(&mut self, flags: &str) -> Result<()> {
+        self.spawn(flags)?;
+        self.proxy().wait_for_log("ruleset is in place", Duration::from_secs(10)).map(drop)
     }
 
     /// Starts the proxy as most tests want it.
     pub(crate) fn start_usual(&mut self) -> Result<()> {
-        self.start("run --cluster-cidr 10.244.0.0/16")
+        self.start(USUAL)
     }
 
     pub(crate) fn proxy(&mut self) -> &mut Process {
