@@ -1,24 +1,32 @@
 //! Limits of bandwidth behind an interface plugin.
 
-use cni_core::Error;
+use cni_core::{Error, Network};
 
 use crate::{
+    gc,
     networks::Call,
     plugin::{Plugin, nothing_to_do},
+    shaping,
+    undo::Undo,
 };
 
 /// The plugin `bandwidth`.
-pub(crate) const PLUGIN: Plugin = Plugin { add, del, check, gc: nothing_to_do, status: nothing_to_do };
+pub(crate) const PLUGIN: Plugin = Plugin { add, del: shaping::release, check, gc, status: nothing_to_do };
 
 fn add(call: &Call) -> Result<String, Error> {
-    call.network.pass_on()
-}
-
-#[allow(clippy::unnecessary_wraps, reason = "the type of a plugin's function")]
-fn del(_: &Call) -> Result<(), Error> {
-    Ok(())
+    let mut outcome = call.network.chained()?;
+    let mut undo = Undo::new(&call.who, None);
+    shaping::add(call, &mut outcome, &mut undo)?;
+    let text = call.network.pass_on_with(&outcome.interfaces)?;
+    undo.keep();
+    Ok(text)
 }
 
 fn check(call: &Call) -> Result<(), Error> {
-    call.network.chained().map(drop)
+    shaping::check(call, &call.network.chained()?)
+}
+
+fn gc(network: &Network) -> Result<(), Error> {
+    let Some(valid) = network.valid_attachments()? else { return Ok(()) };
+    shaping::sweep(&gc::is_doomed(network, &valid))
 }

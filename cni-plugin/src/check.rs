@@ -78,7 +78,7 @@ fn look(call: &Call, bridge: &Bridge, netns: &Netns) -> Result<Seen, linux::Erro
 }
 
 /// The host's end of the container's interface.
-fn host_end(host: &mut RouteSocket, pod: &Link) -> Result<Option<Link>, linux::Error> {
+pub(crate) fn host_end(host: &mut RouteSocket, pod: &Link) -> Result<Option<Link>, linux::Error> {
     let Some(peer) = pod.peer else { return Ok(None) };
     let near = host.link_by_index(peer.index)?;
     Ok(near.filter(|near| near.peer.is_some_and(|p| p.index == pod.index)))

@@ -12,11 +12,9 @@ use crate::{addresses, failure::kernel, hostports, nat, networks, shaping};
 /// after a failure and reports the first. Without the runtime's list nothing is removed.
 pub(crate) fn gc(network: &Network) -> Result<(), Error> {
     let Some(valid) = network.valid_attachments()? else { return Ok(()) };
-    let keep: Vec<String> = valid.iter().map(Attachment::alias).collect();
-    let prefix = Attachment::alias_prefix(&network.name);
-    let is_doomed = |alias: &str| alias.starts_with(&prefix) && !keep.iter().any(|keep| keep == alias);
-    let links = sweep_links(is_doomed);
-    let masquerade = nat::sweep(is_doomed);
+    let is_doomed = is_doomed(network, &valid);
+    let links = sweep_links(&Kind::Veth, &is_doomed);
+    let masquerade = nat::sweep(&is_doomed);
     let reservations = networks::lenient(network).and_then(|network| addresses::sweep(&network, &valid));
     let scratch = networks::sweep_scratch(network, |id| valid.iter().any(|who| who.container == id));
     let ports = hostports::sweep(&is_doomed);
@@ -24,12 +22,19 @@ pub(crate) fn gc(network: &Network) -> Result<(), Error> {
     links.and(ports).and(shaped).and(masquerade).and(reservations).and(scratch)
 }
 
-fn sweep_links(is_doomed: impl Fn(&str) -> bool) -> Result<(), Error> {
+/// The aliases of this network's attachments but the valid ones.
+pub(crate) fn is_doomed(network: &Network, valid: &[Attachment]) -> impl Fn(&str) -> bool {
+    let keep: Vec<String> = valid.iter().map(Attachment::alias).collect();
+    let prefix = Attachment::alias_prefix(&network.name);
+    move |alias| alias.starts_with(&prefix) && !keep.iter().any(|keep| keep == alias)
+}
+
+/// Deletes the interfaces of that kind whose alias is doomed.
+pub(crate) fn sweep_links(kind: &Kind, is_doomed: impl Fn(&str) -> bool) -> Result<(), Error> {
     let mut socket = RouteSocket::open().map_err(|e| kernel(&e))?;
     let links = socket.links().map_err(|e| kernel(&e))?;
-    let doomed = links
-        .into_iter()
-        .filter(|link| link.kind == Kind::Veth && link.alias.as_deref().is_some_and(&is_doomed));
+    let doomed =
+        links.into_iter().filter(|link| link.kind == *kind && link.alias.as_deref().is_some_and(&is_doomed));
     let requests: Vec<_> = doomed.map(|link| link::delete(link.index, &link.name)).collect();
     let failed = socket.apply(&requests).into_iter().filter_map(Result::err).find(|e| !e.is_not_found());
     failed.map_or(Ok(()), |e| Err(kernel(&e)))

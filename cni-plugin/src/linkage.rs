@@ -196,7 +196,12 @@ pub(crate) fn reported(link: &Link, sandbox: &str) -> Interface {
 
 /// The name of the host's end.
 pub(crate) fn host_name(who: &Attachment) -> Result<IfName, Error> {
-    who.host_link().parse().map_err(|e: netmodel::BadIfName| Error::new(Code::Internal, e.to_string()))
+    parse_name(&who.host_link())
+}
+
+/// A name that was made, not asked for.
+pub(crate) fn parse_name(name: &str) -> Result<IfName, Error> {
+    name.parse().map_err(|e: netmodel::BadIfName| Error::new(Code::Internal, e.to_string()))
 }
 
 /// The reference's words for a name that is in use already.

@@ -2,6 +2,7 @@
 
 use netmodel::{IfName, MARK, Mac};
 use ruleset::LONGEST_COMMENT;
+use sha2::{Digest, Sha512};
 
 /// One interface of one container in one network: what every object of ours is keyed by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +28,15 @@ impl Attachment {
     #[must_use]
     pub fn ifb(&self) -> String {
         format!("bwp{:012x}", self.hash() >> 16)
+    }
+
+    /// The name that the reference's `bandwidth` gives the ifb device of this container and network, for
+    /// whatever interface.
+    #[must_use]
+    pub fn reference_ifb(&self) -> String {
+        let hash = Sha512::new().chain_update(&self.network).chain_update(&self.container).finalize();
+        let digits = hash.iter().take(6).map(|byte| format!("{byte:02x}"));
+        digits.fold("bwp".to_owned(), |name, digits| name + &digits)
     }
 
     /// The host end's alias and the comment of rules: `weft:<network>/<container>/<interface>`; a
@@ -141,6 +151,9 @@ mod tests {
         assert_eq!(a.host_link().len(), 15);
         assert_eq!((a.ifb().len(), &a.ifb()[..3]), (15, "bwp"));
         assert_ne!(a.ifb(), attachment("c1", "eth1").ifb());
+        // Of its version 1.1.1.
+        let theirs = Attachment { network: "n".into(), ..a.clone() };
+        assert_eq!(theirs.reference_ifb(), "bwp9b00b9b7c279");
         assert_eq!(a.alias(), "weft:cbr0/c1/eth0");
         assert_ne!(a.host_link(), attachment("c1", "eth1").host_link());
         assert_ne!(a.host_mac(), a.pod_mac());

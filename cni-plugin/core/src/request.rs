@@ -4,7 +4,7 @@ use netmodel::{IfName, Mac};
 use serde_json::{Map, Value};
 
 use crate::{
-    Attachment, Code, Error, Outcome, SpecVersion,
+    Attachment, Code, Error, Interface, Outcome, SpecVersion,
     attachment::is_identifier,
     json::{Keys, wrong},
 };
@@ -188,6 +188,12 @@ fn yes_or_no(text: &str) -> Result<bool, Error> {
     }
 }
 
+/// Sets `key`, which may be there in another letter case.
+fn replace(map: &mut Map<String, Value>, key: &str, value: Value) {
+    map.retain(|found, _| !found.eq_ignore_ascii_case(key));
+    map.insert(key.to_owned(), value);
+}
+
 /// A network configuration: standard input, checked as far as every verb needs it.
 #[derive(Clone, Debug)]
 pub struct Network {
@@ -279,22 +285,43 @@ impl Network {
         Outcome::parse(self.previous().ok_or_else(missing)?)
     }
 
-    /// `prevResult` as the result of a chained plugin that adds nothing to it: word for word where it is
+    /// `prevResult` as the result of a chained plugin that changes nothing of it: word for word where it is
     /// of this network's version.
     ///
     /// # Errors
     /// As [`chained`](Self::chained).
     pub fn pass_on(&self) -> Result<String, Error> {
-        let outcome = self.chained()?;
-        let Some(Value::Object(map)) = self.previous() else { return outcome.to_json(self.version) };
+        self.pass_on_with(&self.chained()?.interfaces)
+    }
+
+    /// The same with the interfaces of `prevResult` as a chained plugin changed them, and more behind them.
+    ///
+    /// # Errors
+    /// As [`chained`](Self::chained).
+    pub fn pass_on_with(&self, interfaces: &[Interface]) -> Result<String, Error> {
+        let before = self.chained()?;
         let is_ours = |text: &str| text.is_empty() || text == self.version.as_str();
-        if !Keys::root(map).text("cniVersion")?.is_none_or(is_ours) {
-            return outcome.to_json(self.version);
+        let verbatim = self.previous().and_then(Value::as_object).cloned().unwrap_or_default();
+        if !Keys::root(&verbatim).text("cniVersion")?.is_none_or(is_ours) {
+            return Outcome { interfaces: interfaces.to_vec(), ..before }.to_json(self.version);
         }
-        let mut map = map.clone();
-        map.retain(|key, _| !key.eq_ignore_ascii_case("cniVersion"));
-        map.insert("cniVersion".into(), self.version.as_str().into());
-        Ok(Value::Object(map).to_string())
+        let mut list = Keys::root(&verbatim).list("interfaces")?.to_vec();
+        for (index, interface) in interfaces.iter().enumerate() {
+            let wanted = interface.to_value(self.version);
+            match (list.get_mut(index), wanted) {
+                (Some(_), _) if before.interfaces.get(index) == Some(interface) => {}
+                (Some(Value::Object(found)), Value::Object(wanted)) => {
+                    wanted.into_iter().for_each(|(key, value)| replace(found, &key, value));
+                }
+                (_, wanted) => list.push(wanted),
+            }
+        }
+        let mut document = verbatim;
+        replace(&mut document, "cniVersion", self.version.as_str().into());
+        if before.interfaces != interfaces {
+            replace(&mut document, "interfaces", list.into());
+        }
+        Ok(Value::Object(document).to_string())
     }
 
     /// The attachments that GC must keep, as (container, interface); `None` where the key is absent.
@@ -439,6 +466,27 @@ mod tests {
         assert_eq!(passed("1.1.0", odd).unwrap(), odd);
         assert_eq!(passed("1.0.0", odd).unwrap(), r#"{"cniVersion":"1.0.0","interfaces":[{"name":"a"}]}"#);
         assert!(passed("1.0.0", "null").unwrap_err().msg.starts_with("must be called as chained plugin"));
+    }
+
+    #[test]
+    fn what_changes_an_interface_keeps_the_rest() {
+        let changed = |version: &str| {
+            let previous =
+                r#"{"cniVersion":"1.1.0","Interfaces":[{"name":"a","MAC":"1","socketPath":"/s"}],"x":1}"#;
+            let text =
+                format!(r#"{{"cniVersion":"{version}","name":"n","type":"t","prevResult":{previous}}}"#);
+            let network = Network::parse(text.as_bytes()).unwrap();
+            let mut interfaces = network.chained().unwrap().interfaces;
+            (interfaces[0].mac, interfaces[0].mtu) = ("2".into(), 9);
+            interfaces.push(Interface { name: "b".into(), ..Interface::default() });
+            network.pass_on_with(&interfaces).unwrap()
+        };
+        let one = r#"{"cniVersion":"1.1.0","interfaces":[{"mac":"2","mtu":9,"name":"a","socketPath":"/s"},{"name":"b"}],"x":1}"#;
+        assert_eq!(changed("1.1.0"), one);
+        assert_eq!(
+            changed("0.4.0"),
+            r#"{"cniVersion":"0.4.0","dns":{},"interfaces":[{"mac":"2","name":"a"},{"name":"b"}]}"#
+        );
     }
 
     #[test]

@@ -289,7 +289,7 @@ impl Outcome {
 }
 
 impl Interface {
-    fn to_value(&self, version: SpecVersion) -> Value {
+    pub(crate) fn to_value(&self, version: SpecVersion) -> Value {
         let mut map = Map::new();
         map.insert("name".into(), self.name.as_str().into());
         for (key, text) in [("mac", &self.mac), ("sandbox", &self.sandbox)] {

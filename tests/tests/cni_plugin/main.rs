@@ -1,6 +1,7 @@
 //! The CNI plugin, driven as a runtime does and judged from outside.
 
 mod add;
+mod bandwidth;
 mod bed;
 mod check;
 mod crowd;
