@@ -157,7 +157,7 @@ impl Side {
 
     fn plugin(name: &str, program: PathBuf, folder: &Path) -> Result<Self> {
         let config = json!({
-            "cniVersion": "1.0.0", "name": name, "type": "bridge", "bridge": "cni0",
+            "cniVersion": "1.0.0", "name": name, "type": "bridge", "bridge": "cni0", "stateDir": folder.join("state"),
             "isGateway": true, "isDefaultGateway": true, "hairpinMode": true, "mtu": 1450,
             "ipam": {
                 "type": "host-local", "dataDir": folder.join(name),

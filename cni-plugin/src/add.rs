@@ -1,7 +1,7 @@
-//! ADD: everything is checked, then addresses are reserved, then links are made; what was done is
-//! taken back if a later step fails.
+//! ADD: everything is checked, then the record is begun, then addresses are reserved, then links are made; what
+//! was done is taken back if a later step fails.
 
-use cni_core::{Bridge, Chosen, Dns, Error, HostAddress, Interface, Outcome, Plan};
+use cni_core::{Attachment, Bridge, Chosen, Dns, Error, HostAddress, Interface, Outcome, Plan, Trace};
 use linux::{link::Link, netlink::RouteSocket, netns::Netns};
 use netmodel::Subnet;
 
@@ -13,8 +13,9 @@ use crate::{
     nat,
     networks::{self, Call},
     pod::{self, Pod},
+    records::{Held, Records, own_namespace},
     reservations::{Reservations, Wish},
-    shaping,
+    shaping, sweep,
     undo::Undo,
 };
 
@@ -29,26 +30,37 @@ pub(crate) fn add(call: &Call) -> Result<String, Error> {
     if pod.is_taken()? {
         return Err(linkage::taken(&call.who.ifname, &linkage::host_name(&call.who)?));
     }
+    let records = Records::of(&network)?;
+    let record = records.take(&call.who)?;
+    let mut socket = RouteSocket::open().map_err(|e| kernel(&e))?;
+    refuse_second(&mut socket, &record, &call.who)?;
+    // What can't be swept now is not this container's trouble.
+    let _ = sweep::sweep(&records, false);
     let reservations = networks::reservations(&network)?;
-    let mut undo = Undo::new(&call.who, reservations.as_ref());
+    let mut undo = Undo::new(&call.who, Some(&record));
+    let mut traces = planned(call, &bridge);
+    if let Some(reservations) = &reservations {
+        traces.push(addresses::begin(&call.who, &record, reservations, &records)?);
+    }
+    record.note(&traces)?;
     let chosen = match bridge.ipam.as_ref().zip(reservations.as_ref()) {
         Some((ipam, reservations)) => {
-            let wish = Wish { who: &call.who, requested: &ipam.requested, masquerade: bridge.ip_masq };
+            let wish =
+                Wish { who: &call.who, requested: &ipam.requested, record: &record, records: &records };
             addresses::reserve(ipam, reservations, wish, &mut undo)?
         }
         None => Vec::new(),
     };
     let plan = Plan::new(&bridge, &call.who, &chosen);
-    let socket = RouteSocket::open().map_err(|e| kernel(&e))?;
     let mut host = Host { socket, bridge: &bridge, plan: &plan };
     let device = host.ensure_bridge()?;
     host.ensure_gateways(&device, &pod_networks, |subnet| is_in_use(reservations.as_ref(), subnet, &chosen))?;
     let interfaces = attach(call, (host, &device), (&netns, pod), &mut undo)?;
     let mut made = outcome(&plan, interfaces, dns);
-    if call.network.is_capable_of("portMappings") {
+    if call.network.is_handed("portMappings") {
         hostports::add(call, &mut made, &mut undo)?;
     }
-    if call.network.is_capable_of("bandwidth") {
+    if call.network.is_handed("bandwidth") {
         shaping::add(call, &mut made, &mut undo)?;
     }
     let whole = match previous {
@@ -58,6 +70,27 @@ pub(crate) fn add(call: &Call) -> Result<String, Error> {
     let text = whole.to_json(network.version)?;
     undo.keep();
     Ok(text)
+}
+
+/// There is no host's end of this attachment yet: it would be a second ADD. To be called with the record held.
+fn refuse_second(socket: &mut RouteSocket, record: &Held, who: &Attachment) -> Result<(), Error> {
+    let name = linkage::host_name(who)?;
+    if socket.link(&name).map_err(|e| kernel(&e))?.is_none() {
+        return Ok(());
+    }
+    if record.is_new {
+        record.remove()?;
+    }
+    Err(linkage::taken(&who.ifname, &name))
+}
+
+/// What this attachment will have, besides addresses.
+fn planned(call: &Call, bridge: &Bridge) -> Vec<Trace> {
+    let mut traces = vec![Trace::Host(own_namespace())];
+    traces.extend(bridge.ip_masq.then_some(Trace::Masquerade));
+    traces.extend(call.network.is_handed("portMappings").then_some(Trace::HostPorts));
+    traces.extend(call.network.is_handed("bandwidth").then_some(Trace::Limits));
+    traces
 }
 
 /// Somebody but the container that `chosen` is for has an address of `subnet`.

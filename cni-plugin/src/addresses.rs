@@ -4,33 +4,84 @@
 use std::{fs, net::IpAddr, path::Path};
 
 use cni_core::{
-    Attachment, Chosen, Code, Dns, Error, IpConfig, Ipam, Network, Outcome, owner_of, parse_resolv_conf,
+    Attachment, Chosen, Code, Dns, Error, IpConfig, Ipam, Network, Outcome, Record, Trace, owner_of,
+    parse_resolv_conf,
 };
 
 use crate::{
     failure, lock,
     networks::{self, Call},
+    records::{Held, Records},
     reservations::{Reservations, Wish},
-    undo::{Step, Undo},
+    sweep,
+    undo::{self, Step, Undo},
 };
 
 /// One address of each set.
-pub(crate) fn reserve(
+pub(crate) fn reserve<'a>(
     ipam: &Ipam,
-    reservations: &Reservations,
-    wish: Wish<'_>,
-    undo: &mut Undo<'_>,
+    reservations: &'a Reservations,
+    wish: Wish<'a>,
+    undo: &mut Undo<'a>,
 ) -> Result<Vec<Chosen>, Error> {
-    let locked = reservations.lock(lock::PATIENCE)?;
-    let mut chosen = Vec::with_capacity(ipam.sets.len());
-    for (index, set) in ipam.sets.iter().enumerate() {
-        let one = locked.reserve(index, set, wish)?;
-        if one.is_new {
-            undo.push(Step::Reserved(one.chosen));
+    let chosen = match reserve_all(ipam, reservations, wish) {
+        // Somebody may hold what no runtime will ever release.
+        Err(_) if sweep::sweep(wish.records, true).is_ok_and(|freed| freed > 0) => {
+            reserve_all(ipam, reservations, wish)?
         }
-        chosen.push(one.chosen);
-    }
+        other => other?,
+    };
+    let addresses: Vec<IpAddr> = chosen.iter().map(|chosen| chosen.address).collect();
+    let release = move || reservations.release(wish.who, &addresses, undo::PATIENCE);
+    undo.push(Step::Made(Box::new(release)));
     Ok(chosen)
+}
+
+/// Either an address of each set, or none.
+fn reserve_all(ipam: &Ipam, reservations: &Reservations, wish: Wish<'_>) -> Result<Vec<Chosen>, Error> {
+    let locked = reservations.lock(lock::patience())?;
+    locked.begin_boot(wish.records)?;
+    let mut chosen: Vec<Chosen> = Vec::with_capacity(ipam.sets.len());
+    let owned = |content: &[u8]| wish.who.owns(content);
+    for (index, set) in ipam.sets.iter().enumerate() {
+        match locked.reserve(index, set, wish) {
+            Ok(one) => chosen.push(one),
+            Err(error) => {
+                chosen.iter().try_for_each(|chosen| locked.release_if(chosen.address, owned))?;
+                return Err(error);
+            }
+        }
+    }
+    // What an ADD that was cut short had reserved, and this one has no use for.
+    let before = wish.record.before.pods().into_iter().map(|pod| pod.address);
+    let stale = before.filter(|ip| !chosen.iter().any(|chosen| chosen.address == *ip));
+    stale.into_iter().try_for_each(|ip| locked.release_if(ip, owned))?;
+    Ok(chosen)
+}
+
+/// To be called before anything is reserved: notes where it will be, and leaves the place where an ADD that was
+/// cut short had reserved something.
+pub(crate) fn begin(
+    who: &Attachment,
+    record: &Held,
+    reservations: &Reservations,
+    records: &Records,
+) -> Result<Trace, Error> {
+    let folder = reservations.folder();
+    if let Some(old) = record.before.folder.as_ref().filter(|old| Path::new(old) != folder) {
+        release_noted(who, &Reservations::of(old.into(), records), &record.before)?;
+    }
+    Ok(Trace::Folder(folder.display().to_string()))
+}
+
+/// Releases what a record tells.
+pub(crate) fn release_noted(
+    who: &Attachment,
+    reservations: &Reservations,
+    record: &Record,
+) -> Result<(), Error> {
+    let addresses: Vec<IpAddr> = record.pods().iter().map(|pod| pod.address).collect();
+    reservations.release(who, &addresses, lock::patience())
 }
 
 /// The addresses for the result, on the interface of that index.
@@ -46,12 +97,29 @@ pub(crate) fn name_service(ipam: &Ipam) -> Result<Dns, Error> {
     Ok(parse_resolv_conf(&text))
 }
 
-/// Releases what `call` is about.
-pub(crate) fn release(call: &Call, reservations: &Reservations) -> Result<(), Error> {
+/// Releases what the container of `call` holds: what its record tells, or where that tells nothing, as for what
+/// other plugins reserved, what is found in the folder that the configuration names.
+pub(crate) fn release(
+    call: &Call,
+    configured: Option<&Reservations>,
+    record: Option<&Held>,
+    records: &Records,
+) -> Result<(), Error> {
+    let noted = record.map(|record| &record.before).filter(|before| before.whole);
+    if let Some((noted, folder)) = noted.and_then(|noted| Some((noted, noted.folder.as_ref()?))) {
+        return release_noted(&call.who, &Reservations::of(folder.into(), records), noted);
+    }
+    let Some(reservations) = configured.filter(|_| noted.is_none()) else { return Ok(()) };
+    let mut addresses = reservations.held(&call.who)?;
+    addresses.extend(reported_before(call));
+    addresses.extend(record.iter().flat_map(|record| record.before.pods()).map(|pod| pod.address));
+    reservations.release(&call.who, &addresses, lock::patience())
+}
+
+/// The addresses that ADD reported, where the runtime still knows.
+pub(crate) fn reported_before(call: &Call) -> Vec<IpAddr> {
     let previous = call.network.previous().and_then(|value| Outcome::parse(value).ok()).unwrap_or_default();
-    let reported: Vec<IpAddr> =
-        previous.addresses_of(call.who.ifname.as_str()).map(|ip| ip.address).collect();
-    reservations.release(&call.who, &reported)
+    previous.addresses_of(call.who.ifname.as_str()).map(|ip| ip.address).collect()
 }
 
 /// Fails with code 50 where a set has no address left.
@@ -68,15 +136,15 @@ pub(crate) fn ready(ipam: &Ipam, reservations: &Reservations) -> Result<(), Erro
 }
 
 /// Releases what none of the `valid` attachments holds.
-pub(crate) fn sweep(network: &Network, valid: &[Attachment]) -> Result<(), Error> {
+pub(crate) fn release_invalid(network: &Network, valid: &[Attachment]) -> Result<(), Error> {
     let Some(reservations) = networks::reservations(network)? else { return Ok(()) };
     if !reservations.exist() {
         return Ok(());
     }
     // A file of only a container's id stands for any of its interfaces.
     let is_valid = |content: &[u8]| owner_of(content).is_some() && valid.iter().any(|who| who.owns(content));
-    let locked = reservations.lock(lock::PATIENCE)?;
+    let locked = reservations.lock(lock::patience())?;
     let all = reservations.all()?.into_iter().filter(|(_, content)| !is_valid(content));
     let released: Vec<_> = all.map(|(ip, _)| locked.release_if(ip, |content| !is_valid(content))).collect();
-    released.into_iter().collect::<Result<(), Error>>().and(locked.keep(valid))
+    released.into_iter().collect()
 }

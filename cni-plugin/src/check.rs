@@ -39,10 +39,10 @@ pub(crate) fn check(call: &Call) -> Result<(), Error> {
         seen.unmasqueraded = nat::missing(&pods, &call.who)?;
     }
     compare(&bridge, &call.who.ifname, &previous, &seen)?;
-    if call.network.is_capable_of("portMappings") {
+    if call.network.is_handed("portMappings") {
         hostports::check(call, &previous)?;
     }
-    if call.network.is_capable_of("bandwidth") {
+    if call.network.is_handed("bandwidth") {
         shaping::check(call, &previous)?;
     }
     Ok(())

@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use cni_core::{Attachment, Error, HostAddress};
+use cni_core::{Attachment, Code, Error, HostAddress, Record};
 use linux::{
     link::{self, Kind, Link},
     netlink::RouteSocket,
@@ -14,11 +14,10 @@ use linux::{
 use crate::{
     addresses,
     failure::kernel,
-    hostports,
-    index::Entry,
-    linkage, nat,
+    hostports, linkage, nat,
     networks::{self, Call, Scratch},
     pod,
+    records::{Held, Records},
     reservations::Reservations,
     shaping,
 };
@@ -27,56 +26,89 @@ use crate::{
 pub(crate) fn del(call: &Call) -> Result<(), Error> {
     let scratch = Scratch::of(call)?;
     let network = networks::to_detach(call, scratch.as_ref())?;
-    let reservations = networks::reservations(&network)?;
-    let noted = reservations.as_ref().map(|all| all.noted(&call.who)).unwrap_or_default();
-    // Whether it can be opened matters only once the link is gone.
-    let rules = noted.iter().any(|entry| entry.masqueraded).then(Socket::open);
-    if call.network.is_capable_of("portMappings") {
+    let records = Records::of(&call.network)?;
+    let reservations = networks::reservations_beside(&network, &records)?;
+    let record = match records.find(&call.who) {
+        // It goes as well as it can without.
+        Err(e) if e.code == Code::Io => None,
+        found => found?,
+    };
+    let mut host = RouteSocket::open().map_err(|e| kernel(&e))?;
+    let link = find(call, &mut host)?;
+    let traces = traces(call, record.as_ref(), link.is_some());
+    let rules = traces.masqueraded.then(Socket::open);
+    if let Some(link) = link {
+        link.delete(rules.as_ref().and_then(|rules| rules.as_ref().ok()).map(AsFd::as_fd))?;
+    }
+    if traces.host_ports {
         hostports::del(call)?;
     }
-    if call.network.is_capable_of("bandwidth") {
+    if traces.limits {
         shaping::del(call)?;
     }
-    unplug(call, rules.as_ref().and_then(|rules| rules.as_ref().ok()).map(AsFd::as_fd))?;
-    if let Some(reservations) = &reservations {
-        if let Some(rules) = rules {
-            unmasquerade(call, reservations, &noted, rules)?;
-        }
-        // Only now: an address must not be given away while anything still goes with it.
-        addresses::release(call, reservations)?;
+    if let Some(rules) = rules {
+        nat::stop(rules, &own_addresses(call, &traces, &records), &call.who)?;
     }
-    scratch.map_or(Ok(()), |scratch| scratch.remove())
+    // Only now: an address must not be given away while anything still goes with it.
+    addresses::release(call, reservations.as_ref(), record.as_ref(), &records)?;
+    scratch.map_or(Ok(()), |scratch| scratch.remove())?;
+    record.map_or(Ok(()), |record| record.remove())
 }
 
-/// Ends masquerading of what ADD `noted`.
-fn unmasquerade(
-    call: &Call,
-    reservations: &Reservations,
-    noted: &[Entry],
-    rules: Result<Socket, linux::Error>,
-) -> Result<(), Error> {
-    // Only what is reserved for this container is its own: another one may have its address by now.
-    let all_held = noted.iter().all(|entry| reservations.is_held(entry.pod.address, &call.who));
-    let pods: Vec<HostAddress> = noted.iter().map(|entry| entry.pod).filter(|_| all_held).collect();
-    nat::stop(rules, &pods, &call.who)
+/// What there may be of this attachment: what its record says, or anything where there is no record that can
+/// be believed. Without a record and without a link only what the configuration says was ever made.
+fn traces(call: &Call, record: Option<&Held>, is_linked: bool) -> Record {
+    match record {
+        Some(record) if record.before.whole => record.before.clone(),
+        _ => {
+            let is_found = record.is_some() || is_linked;
+            Record {
+                masqueraded: is_found,
+                host_ports: is_found || call.network.is_handed("portMappings"),
+                limits: is_found || call.network.is_handed("bandwidth"),
+                ..Record::default()
+            }
+        }
+    }
 }
 
-/// Removes the veth pair by the host's end, which has the same name at every call, or by the
-/// container's end where another plugin made it. For `held` see [`link::detach_and_delete`].
-fn unplug(call: &Call, held: Option<BorrowedFd<'_>>) -> Result<(), Error> {
+/// The addresses that the record tells of; none where not all of them are still this container's: another one
+/// may have them by now.
+fn own_addresses(call: &Call, traces: &Record, records: &Records) -> Vec<HostAddress> {
+    let Some(folder) = &traces.folder else { return Vec::new() };
+    let reservations = Reservations::of(folder.into(), records);
+    let pods = traces.pods();
+    let all_held = pods.iter().all(|pod| reservations.is_held(pod.address, &call.who));
+    if all_held { pods } else { Vec::new() }
+}
+
+/// One end of the attachment's veth pair, and where it is: `None` for this namespace.
+struct Found {
+    end: Link,
+    netns: Option<Netns>,
+}
+
+impl Found {
+    /// For `held` see [`link::detach_and_delete`].
+    fn delete(&self, held: Option<BorrowedFd<'_>>) -> Result<(), Error> {
+        match &self.netns {
+            None => delete(&self.end, held),
+            Some(netns) => netns.enter(|| delete(&self.end, held)).map_err(|e| kernel(&e))?,
+        }
+    }
+}
+
+/// The veth pair by the host's end, which has the same name at every call, or by the container's end where
+/// another plugin made it.
+fn find(call: &Call, host: &mut RouteSocket) -> Result<Option<Found>, Error> {
     let who = &call.who;
-    let mut host = RouteSocket::open().map_err(|e| kernel(&e))?;
     let near = host.link(&linkage::host_name(who)?).map_err(|e| kernel(&e))?;
-    if let Some(near) = near.filter(|link| link.kind == Kind::Veth && is_ours(link, who)) {
-        return delete(&near, held);
+    if let Some(end) = near.filter(|link| link.kind == Kind::Veth && is_ours(link, who)) {
+        return Ok(Some(Found { end, netns: None }));
     }
-    let Some(netns) = pod::open_if_there(call) else { return Ok(()) };
-    match container_end(who, &netns) {
-        Some(far) if !is_anothers(&mut host, &far, who) => {
-            netns.enter(|| delete(&far, held)).map_err(|e| kernel(&e))?
-        }
-        _ => Ok(()),
-    }
+    let Some(netns) = pod::open_if_there(call) else { return Ok(None) };
+    let far = container_end(who, &netns).filter(|far| !is_anothers(host, far, who));
+    Ok(far.map(|end| Found { end, netns: Some(netns) }))
 }
 
 /// `None` also where the namespace can't be entered: then it is as good as gone.

@@ -6,7 +6,13 @@ use linux::{
     netlink::RouteSocket,
 };
 
-use crate::{addresses, failure::kernel, hostports, nat, networks, shaping};
+use crate::{
+    addresses,
+    failure::kernel,
+    hostports, nat, networks,
+    records::{Records, own_namespace},
+    shaping, sweep,
+};
 
 /// Removes links, masquerading, reservations and what the reference left, of this network alone; goes on
 /// after a failure and reports the first. Without the runtime's list nothing is removed.
@@ -15,11 +21,13 @@ pub(crate) fn gc(network: &Network) -> Result<(), Error> {
     let is_doomed = is_doomed(network, &valid);
     let links = sweep_links(&Kind::Veth, &is_doomed);
     let masquerade = nat::sweep(&is_doomed);
-    let reservations = networks::lenient(network).and_then(|network| addresses::sweep(&network, &valid));
+    let reservations =
+        networks::lenient(network).and_then(|network| addresses::release_invalid(&network, &valid));
     let scratch = networks::sweep_scratch(network, |id| valid.iter().any(|who| who.container == id));
     let ports = hostports::sweep(&is_doomed);
     let shaped = shaping::sweep(&is_doomed);
-    links.and(ports).and(shaped).and(masquerade).and(reservations).and(scratch)
+    let records = sweep_records(network, &valid);
+    links.and(ports).and(shaped).and(masquerade).and(records).and(reservations).and(scratch)
 }
 
 /// The aliases of this network's attachments but the valid ones.
@@ -38,4 +46,19 @@ pub(crate) fn sweep_links(kind: &Kind, is_doomed: impl Fn(&str) -> bool) -> Resu
     let requests: Vec<_> = doomed.map(|link| link::delete(link.index, &link.name)).collect();
     let failed = socket.apply(&requests).into_iter().filter_map(Result::err).find(|e| !e.is_not_found());
     failed.map_or(Ok(()), |e| Err(kernel(&e)))
+}
+
+/// Removes what the records of attachments that are not valid tell of, and the records; goes on after a failure.
+pub(crate) fn sweep_records(network: &Network, valid: &[Attachment]) -> Result<(), Error> {
+    let records = Records::of(network)?;
+    let kept: Vec<String> = valid.iter().map(Attachment::record_name).collect();
+    let here = own_namespace();
+    let clear_one = |name: &String| -> Result<(), Error> {
+        let Some(held) = records.find_idle(name)? else { return Ok(()) };
+        let is_elsewhere = held.before.host.as_ref().is_some_and(|host| *host != here);
+        if is_elsewhere { Ok(()) } else { sweep::clear(&records, &[held]) }
+    };
+    let names = records.names();
+    let cleared: Vec<_> = names.iter().filter(|name| !kept.contains(name)).map(clear_one).collect();
+    cleared.into_iter().collect()
 }

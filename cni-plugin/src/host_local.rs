@@ -1,11 +1,14 @@
 //! Addresses for an interface that another plugin makes (`ipam.type` `host-local`).
 
+use std::path::Path;
+
 use cni_core::{Arguments, Code, Error, Ipam, Network, Outcome};
 
 use crate::{
-    addresses,
+    addresses, gc,
     networks::{self, Call},
     plugin::Plugin,
+    records::Records,
     reservations::{Reservations, Wish},
     undo::Undo,
 };
@@ -16,14 +19,18 @@ pub(crate) const PLUGIN: Plugin = Plugin { add, del, check, gc, status };
 fn add(call: &Call) -> Result<String, Error> {
     let ipam = configured(&call.network, &call.args)?;
     let dns = addresses::name_service(&ipam)?;
-    let reservations = Reservations::of(&ipam.data_dir, &call.network.name);
-    if let Some(ip) = reservations.held(&call.who)?.first() {
+    let records = Records::of(&call.network)?;
+    let reservations = of(&call.network, &ipam, &records);
+    let record = records.take(&call.who)?;
+    let mut held = record.before.pods().into_iter().map(|pod| pod.address);
+    if let Some(ip) = held.find(|ip| reservations.is_held(*ip, &call.who)) {
         let text =
             format!("{} has been allocated to {ip}, duplicate allocation is not allowed", call.who.container);
         return Err(Error::new(Code::Internal, text));
     }
-    let mut undo = Undo::new(&call.who, Some(&reservations));
-    let wish = Wish { who: &call.who, requested: &ipam.requested, masquerade: false };
+    let mut undo = Undo::new(&call.who, Some(&record));
+    record.note(&[addresses::begin(&call.who, &record, &reservations, &records)?])?;
+    let wish = Wish { who: &call.who, requested: &ipam.requested, record: &record, records: &records };
     let chosen = addresses::reserve(&ipam, &reservations, wish, &mut undo)?;
     let ips = addresses::reported(&chosen, None);
     let outcome = Outcome { ips, routes: ipam.routes, dns, ..Outcome::default() };
@@ -33,13 +40,20 @@ fn add(call: &Call) -> Result<String, Error> {
 }
 
 fn del(call: &Call) -> Result<(), Error> {
-    networks::reservations(&call.network)?
-        .map_or(Ok(()), |reservations| addresses::release(call, &reservations))
+    let configured = networks::reservations(&call.network)?;
+    let records = Records::of(&call.network)?;
+    let record = records.find(&call.who)?;
+    addresses::release(call, configured.as_ref(), record.as_ref(), &records)?;
+    record.map_or(Ok(()), |record| record.remove())
+}
+
+fn of(network: &Network, ipam: &Ipam, records: &Records) -> Reservations {
+    Reservations::of(Path::new(&ipam.data_dir).join(&network.name), records)
 }
 
 fn check(call: &Call) -> Result<(), Error> {
     let ipam = configured(&call.network, &call.args)?;
-    let held = Reservations::of(&ipam.data_dir, &call.network.name).held(&call.who)?;
+    let held = of(&call.network, &ipam, &Records::of(&call.network)?).held(&call.who)?;
     if held.is_empty() {
         let text = format!("host-local: Failed to find address added by container {}", call.who.container);
         return Err(Error::new(Code::Internal, text));
@@ -48,12 +62,13 @@ fn check(call: &Call) -> Result<(), Error> {
 }
 
 fn gc(network: &Network) -> Result<(), Error> {
-    network.valid_attachments()?.map_or(Ok(()), |valid| addresses::sweep(network, &valid))
+    let Some(valid) = network.valid_attachments()? else { return Ok(()) };
+    gc::sweep_records(network, &valid).and(addresses::release_invalid(network, &valid))
 }
 
 fn status(network: &Network) -> Result<(), Error> {
     let ipam = configured(network, &Arguments::default())?;
-    addresses::ready(&ipam, &Reservations::of(&ipam.data_dir, &network.name))
+    addresses::ready(&ipam, &of(network, &ipam, &Records::of(network)?))
 }
 
 fn configured(network: &Network, args: &Arguments) -> Result<Ipam, Error> {

@@ -1,13 +1,13 @@
-//! The reference's lock file, waited for with a limit.
+//! Locks on files, waited for with a limit.
 
 use std::{
     fs::{File, OpenOptions},
     io,
     os::unix::fs::OpenOptionsExt,
     path::Path,
-    sync::mpsc,
+    sync::{OnceLock, mpsc},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use cni_core::{Code, Error};
@@ -18,25 +18,40 @@ use rustix::{
 
 use crate::failure;
 
-/// How long ADD and DEL wait for others. Runtimes give up much later.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// How long ADD and DEL wait for others in all. Runtimes give up much later.
+const PATIENCE: Duration = Duration::from_secs(9);
+
+/// When this program first asked how long to wait.
+static START: OnceLock<Instant> = OnceLock::new();
+
+/// How long the next wait may take.
+pub(crate) fn patience() -> Duration {
+    let spent = START.get_or_init(Instant::now).elapsed();
+    PATIENCE.saturating_sub(spent).max(Duration::from_secs(1))
+}
 
 /// Takes the lock `path`, which is given back when the file is closed.
 pub(crate) fn take(path: &Path, patience: Duration) -> Result<File, Error> {
-    let failed = |error: io::Error| failure::file("lock", path, &error);
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .map_err(failed)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => return Ok(file),
-        Err(Errno::WOULDBLOCK) => {}
-        Err(errno) => return Err(failed(errno.into())),
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+    wait(file.map_err(|e| failure::file("lock", path, &e))?, path, patience)
+}
+
+/// Locks `file`, which lies at `path`, unless somebody else has.
+pub(crate) fn try_now(file: &File, path: &Path) -> Result<bool, Error> {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(errno) => Err(failure::file("lock", path, &errno.into())),
     }
+}
+
+/// Locks `file`, which lies at `path`.
+pub(crate) fn wait(file: File, path: &Path, patience: Duration) -> Result<File, Error> {
+    if try_now(&file, path)? {
+        return Ok(file);
+    }
+    let failed = |error: io::Error| failure::file("lock", path, &error);
     // flock(2) has no limit of its own: a thread waits, which ends with the process at the latest.
     let waiting = file.try_clone().map_err(failed)?;
     let (done, answer) = mpsc::channel();

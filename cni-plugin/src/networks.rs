@@ -12,7 +12,7 @@ use cni_core::{
 
 use netmodel::Subnet;
 
-use crate::{failure, reservations::Reservations};
+use crate::{failure, records::Records, reservations::Reservations};
 
 /// A request about one container.
 pub(crate) struct Call {
@@ -64,7 +64,16 @@ pub(crate) fn lenient(network: &Network) -> Result<Network, Error> {
 
 /// The folder of reservations of `network`; `None` without address management.
 pub(crate) fn reservations(network: &Network) -> Result<Option<Reservations>, Error> {
-    Ok(cni_core::data_dir(network)?.map(|folder| Reservations::of(&folder, &network.name)))
+    reservations_beside(network, &Records::of(network)?)
+}
+
+/// The same for a network whose records are elsewhere than its own configuration says.
+pub(crate) fn reservations_beside(
+    network: &Network,
+    records: &Records,
+) -> Result<Option<Reservations>, Error> {
+    let data_dir = cni_core::data_dir(network)?;
+    Ok(data_dir.map(|data_dir| Reservations::of(Path::new(&data_dir).join(&network.name), records)))
 }
 
 /// Reads what flanneld wrote.

@@ -1,39 +1,46 @@
 //! Reserved addresses, in the reference's own format: one file per address that names its owner.
 //!
 //! A file comes into being complete, so that a crash leaves either nothing or a whole reservation.
-//! No call but DEL of something that the index does not know, GC and STATUS looks at more files than
-//! its own.
+//! No call but DEL of something that has no record, GC and STATUS looks at more files than its own.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File, Permissions},
     io::{self, Write},
     net::IpAddr,
     os::{
         fd::AsRawFd,
-        unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+        unix::fs::{OpenOptionsExt, PermissionsExt},
     },
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use cni_core::{Attachment, Chosen, Code, Error, HostAddress, Range, RangeSet, owner_of};
+use cni_core::{Attachment, Chosen, Code, Error, HostAddress, Range, RangeSet, Trace, owner_of};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, open};
 
 use crate::{
-    failure,
-    index::{Entry, Index},
-    lock,
+    failure, lock,
+    records::{Held, Records, make_folder},
+    released::Released,
 };
+
+/// How many taken addresses are looked at one by one before all are listed.
+const MANY: usize = 64;
+
+/// Which boot this is (random(4)).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The reservations of one network.
 pub(crate) struct Reservations {
     folder: PathBuf,
+    released: Released,
 }
 
 /// The reservations while nobody else changes them.
 pub(crate) struct Locked<'a> {
     folder: &'a Path,
-    index: Index,
+    released: &'a Released,
     _lock: File,
 }
 
@@ -44,22 +51,21 @@ pub(crate) struct Wish<'a> {
     pub(crate) who: &'a Attachment,
     /// Addresses that were asked for.
     pub(crate) requested: &'a [IpAddr],
-    /// It will be masqueraded.
-    pub(crate) masquerade: bool,
-}
-
-/// A reservation that was made, or that an ADD which was cut short had made.
-pub(crate) struct Reserved {
-    /// The address.
-    pub(crate) chosen: Chosen,
-    /// It was made now.
-    pub(crate) is_new: bool,
+    /// Where it is noted, with the addresses that an ADD which was cut short had.
+    pub(crate) record: &'a Held,
+    /// All records of the network.
+    pub(crate) records: &'a Records,
 }
 
 impl Reservations {
-    /// Those of `network` below `data_dir`; the folder need not exist.
-    pub(crate) fn of(data_dir: &str, network: &str) -> Self {
-        Self { folder: Path::new(data_dir).join(network) }
+    /// Those in `folder`, which need not exist, of the network that has these records.
+    pub(crate) fn of(folder: PathBuf, records: &Records) -> Self {
+        Self { folder, released: Released::in_file(records.beside("released")) }
+    }
+
+    /// Where they are.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Whether anything was ever reserved.
@@ -70,14 +76,10 @@ impl Reservations {
     /// Locks them, making the folder where it is missing.
     pub(crate) fn lock(&self, patience: Duration) -> Result<Locked<'_>, Error> {
         if !self.exist() {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o755)
-                .create(&self.folder)
-                .map_err(|e| failure::file("create", &self.folder, &e))?;
+            make_folder(&self.folder)?;
         }
         let lock = lock::take(&self.folder.join("lock"), patience)?;
-        Ok(Locked { folder: &self.folder, index: Index::beside(&self.folder), _lock: lock })
+        Ok(Locked { folder: &self.folder, released: &self.released, _lock: lock })
     }
 
     /// `who` holds `address`.
@@ -87,7 +89,7 @@ impl Reservations {
 
     /// Every address with the content of its file.
     pub(crate) fn all(&self) -> Result<Vec<(IpAddr, Vec<u8>)>, Error> {
-        let addresses = self.addresses()?;
+        let addresses = addresses(&self.folder)?;
         let read = |ip: IpAddr| fs::read(self.folder.join(ip.to_string())).ok().map(|content| (ip, content));
         Ok(addresses.into_iter().filter_map(read).collect())
     }
@@ -98,90 +100,56 @@ impl Reservations {
         Ok(self.all()?.into_iter().filter_map(named).collect())
     }
 
-    /// Every address that has a file.
-    fn addresses(&self) -> Result<Vec<IpAddr>, Error> {
-        let failed = |e: io::Error| failure::file("list", &self.folder, &e);
-        let entries = match fs::read_dir(&self.folder) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(failed(e)),
-        };
-        let mut found = Vec::new();
-        for entry in entries {
-            let name = entry.map_err(failed)?.file_name();
-            found.extend(name.to_str().and_then(|n| n.parse::<IpAddr>().ok()));
-        }
-        Ok(found)
-    }
-
-    /// What the index says that `who` was given.
-    pub(crate) fn noted(&self, who: &Attachment) -> Vec<Entry> {
-        Index::beside(&self.folder).all(who)
-    }
-
-    /// The addresses that `who` holds. All files are read where the index knows nothing: for what other
-    /// plugins reserved.
+    /// The addresses that `who` holds, found by reading all files.
     pub(crate) fn held(&self, who: &Attachment) -> Result<Vec<IpAddr>, Error> {
-        let noted = self.noted(who);
-        if noted.is_empty() {
-            let all = self.all()?.into_iter();
-            return Ok(all.filter(|(_, content)| who.owns(content)).map(|(ip, _)| ip).collect());
-        }
-        let noted = noted.iter().map(|entry| entry.pod.address);
-        Ok(noted.filter(|ip| self.is_held(*ip, who)).collect())
-    }
-
-    /// Releases what `who` holds. `candidates` are addresses that it may have besides those of the
-    /// index. All files are read where the index knows nothing: for what other plugins reserved.
-    pub(crate) fn release(&self, who: &Attachment, candidates: &[IpAddr]) -> Result<(), Error> {
-        if !self.exist() {
-            return Ok(());
-        }
-        let mut addresses: Vec<IpAddr> = self.noted(who).iter().map(|entry| entry.pod.address).collect();
-        if addresses.is_empty() {
-            let all = self.all()?.into_iter();
-            addresses.extend(all.filter(|(_, content)| who.owns(content)).map(|(ip, _)| ip));
-        }
-        addresses.extend(candidates);
-        self.release_these(who, &addresses, lock::PATIENCE)
+        Ok(self.all()?.into_iter().filter(|(_, content)| who.owns(content)).map(|(ip, _)| ip).collect())
     }
 
     /// Releases those of `addresses` that `who` holds, or that nobody holds.
-    pub(crate) fn release_these(
+    pub(crate) fn release(
         &self,
         who: &Attachment,
         addresses: &[IpAddr],
         patience: Duration,
     ) -> Result<(), Error> {
-        if addresses.is_empty() {
+        if addresses.is_empty() || !self.exist() {
             return Ok(());
         }
         let locked = self.lock(patience)?;
         let is_free = |content: &[u8]| who.owns(content) || owner_of(content).is_none();
-        addresses.iter().try_for_each(|ip| locked.release_if(*ip, is_free))?;
-        // DEL has to know of what is left.
-        let is_left = self.noted(who).iter().any(|entry| self.is_held(entry.pod.address, who));
-        if is_left { Ok(()) } else { locked.index.forget(who) }
+        addresses.iter().try_for_each(|ip| locked.release_if(*ip, is_free))
     }
 }
 
 impl Locked<'_> {
+    /// Frees what an earlier boot left, where it is known that there was another one: every reservation that
+    /// has no record.
+    pub(crate) fn begin_boot(&self, records: &Records) -> Result<(), Error> {
+        let (path, boot) = (self.folder.join(".boot_id"), fs::read_to_string(BOOT_ID).unwrap_or_default());
+        let known = fs::read_to_string(&path).unwrap_or_default();
+        if boot.is_empty() || known == boot {
+            return Ok(());
+        }
+        if !known.is_empty() {
+            for ip in addresses(self.folder)? {
+                self.release_if(ip, |content| !records.know(content))?;
+            }
+        }
+        let new = self.folder.join(".boot_id.new");
+        let stored = fs::write(&new, boot).and_then(|()| fs::rename(&new, &path));
+        stored.map_err(|e| failure::file("write", &path, &e))
+    }
+
     /// Reserves one address of set number `number`: the one that there is already for whom it is, the
     /// first of those asked for that lies in the set, or else the next free one.
-    pub(crate) fn reserve(&self, number: usize, set: &RangeSet, wish: Wish<'_>) -> Result<Reserved, Error> {
+    pub(crate) fn reserve(&self, number: usize, set: &RangeSet, wish: Wish<'_>) -> Result<Chosen, Error> {
         let asked = wish.requested.iter().find_map(|ip| set.range_of(*ip).map(|range| (*ip, range)));
-        if let Some(entry) = self.index.get(wish.who, number)
-            && self.is_held(entry.pod.address, wish.who)
-        {
-            let before = entry.pod.address;
-            // What was begun has to be ended, even if it is no longer wanted.
-            let wish = Wish { masquerade: wish.masquerade || entry.masqueraded, ..wish };
-            let fits = asked.is_none_or(|(asked, _)| asked == before);
-            if let Some(range) = set.range_of(before).filter(|_| fits) {
-                self.note(before, range, number, wish)?;
-                return Ok(Reserved { chosen: choose(before, range), is_new: false });
+        let before = wish.record.before.addresses.iter().filter(|(before, _)| *before == number);
+        for ip in before.map(|(_, pod)| pod.address).filter(|ip| is_held(self.folder, *ip, wish.who)) {
+            let fits = asked.is_none_or(|(asked, _)| asked == ip);
+            if let Some(range) = set.range_of(ip).filter(|_| fits) {
+                return Ok(choose(ip, range));
             }
-            self.release_if(before, |content| wish.who.owns(content))?;
         }
         let (ip, range) = match asked {
             Some((ip, range)) => {
@@ -190,7 +158,7 @@ impl Locked<'_> {
             }
             None => self.reserve_next(number, set, wish)?,
         };
-        Ok(Reserved { chosen: choose(ip, range), is_new: true })
+        Ok(choose(ip, range))
     }
 
     fn reserve_requested(
@@ -218,34 +186,52 @@ impl Locked<'_> {
     ) -> Result<(IpAddr, &'s Range), Error> {
         let marker = self.folder.join(format!("last_reserved_ip.{number}"));
         let last = fs::read_to_string(&marker).ok().and_then(|text| text.trim().parse().ok());
-        for (ip, range) in set.candidates(last) {
-            if self.try_reserve(ip, range, number, wish)? {
-                self.remember(&marker, ip)?;
-                return Ok((ip, range));
+        let resting = self.released.resting();
+        let (mut rested, mut named) = (Vec::new(), BTreeSet::new());
+        let take = |ip: IpAddr, range: &'s Range| -> Result<Option<(IpAddr, &'s Range)>, Error> {
+            if !self.try_reserve(ip, range, number, wish)? {
+                return Ok(None);
+            }
+            self.remember(&marker, ip)?;
+            Ok(Some((ip, range)))
+        };
+        for (tried, (ip, range)) in set.candidates(last).enumerate() {
+            if tried == MANY {
+                named = addresses(self.folder)?.into_iter().collect();
+            }
+            if let Some(since) = resting.get(&ip) {
+                rested.push((*since, ip, range));
+            } else if !named.contains(&ip)
+                && let Some(taken) = take(ip, range)?
+            {
+                return Ok(taken);
+            }
+        }
+        // Nothing fresh: what has rested longest, and what has a file that names nobody.
+        rested.sort_by_key(|(since, ..)| *since);
+        let rested = rested.into_iter().map(|(_, ip, range)| (ip, range));
+        let garbled = set.candidates(last).filter(|(ip, _)| named.contains(ip));
+        for (ip, range) in rested.chain(garbled) {
+            if let Some(taken) = take(ip, range)? {
+                return Ok(taken);
             }
         }
         Err(Error::new(Code::Internal, format!("no IP addresses available in range set: {set}")))
     }
 
-    /// Reserves `ip` if it is free; a file that names nobody counts as free.
+    /// Reserves `ip` if it is free; so it is with a file that names nobody, unless a record does.
     fn try_reserve(&self, ip: IpAddr, range: &Range, number: usize, wish: Wish<'_>) -> Result<bool, Error> {
         let path = self.folder.join(ip.to_string());
         match fs::read(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Ok(content) if owner_of(&content).is_none() => remove(&path)?,
+            Ok(content) if owner_of(&content).is_none() && !wish.records.claim(ip, wish.who) => {
+                remove(&path)?;
+            }
             _ => return Ok(false),
         }
-        self.note(ip, range, number, wish)?;
+        let pod = HostAddress { address: ip, prefix: range.subnet.prefix() };
+        wish.record.note(&[Trace::Address(number, pod)])?;
         create_whole(self.folder, &path, &wish.who.reservation())
-    }
-
-    fn note(&self, address: IpAddr, range: &Range, number: usize, wish: Wish<'_>) -> Result<(), Error> {
-        let pod = HostAddress { address, prefix: range.subnet.prefix() };
-        self.index.put(wish.who, number, Entry { pod, masqueraded: wish.masquerade })
-    }
-
-    fn is_held(&self, ip: IpAddr, who: &Attachment) -> bool {
-        is_held(self.folder, ip, who)
     }
 
     fn remember(&self, marker: &Path, ip: IpAddr) -> Result<(), Error> {
@@ -259,19 +245,33 @@ impl Locked<'_> {
         write().map_err(|e| failure::file("write", marker, &e))
     }
 
-    /// Forgets where the addresses of all but `valid` are.
-    pub(crate) fn keep(&self, valid: &[Attachment]) -> Result<(), Error> {
-        self.index.keep(valid)
-    }
-
     /// Removes the reservation of `ip` if `doomed` says so of its content.
     pub(crate) fn release_if(&self, ip: IpAddr, doomed: impl Fn(&[u8]) -> bool) -> Result<(), Error> {
         let path = self.folder.join(ip.to_string());
         match fs::read(&path) {
-            Ok(content) if doomed(&content) => remove(&path),
+            Ok(content) if doomed(&content) => {
+                self.released.add(ip);
+                remove(&path)
+            }
             _ => Ok(()),
         }
     }
+}
+
+/// Every address that has a file.
+fn addresses(folder: &Path) -> Result<Vec<IpAddr>, Error> {
+    let failed = |e: io::Error| failure::file("list", folder, &e);
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(failed(e)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(failed)?.file_name();
+        found.extend(name.to_str().and_then(|n| n.parse::<IpAddr>().ok()));
+    }
+    Ok(found)
 }
 
 fn is_held(folder: &Path, address: IpAddr, who: &Attachment) -> bool {
@@ -313,10 +313,12 @@ fn link(file: &File, path: &Path) -> io::Result<()> {
     linkat(CWD, from, CWD, path, AtFlags::SYMLINK_FOLLOW).map_err(io::Error::from)
 }
 
+/// The file goes again where it does not get its content, as on a full disk.
 fn create_new(path: &Path, content: &str) -> io::Result<()> {
     let mut file = File::create_new(path)?;
-    file.set_permissions(Permissions::from_mode(0o600))?;
-    file.write_all(content.as_bytes())
+    let written =
+        file.set_permissions(Permissions::from_mode(0o600)).and_then(|()| file.write_all(content.as_bytes()));
+    written.inspect_err(|_| drop(fs::remove_file(path)))
 }
 
 #[cfg(test)]
@@ -343,13 +345,33 @@ mod tests {
         ipam.expect("addresses").sets.remove(0)
     }
 
-    fn of(dir: &TempDir) -> Reservations {
-        Reservations::of(&dir.path().display().to_string(), "n")
+    fn records(dir: &TempDir) -> Records {
+        let state = dir.path().join("state");
+        let text = format!(r#"{{"name":"n","type":"bridge","stateDir":"{}"}}"#, state.display());
+        Records::of(&cni_core::Network::parse(text.as_bytes()).expect("a network")).expect("records")
     }
 
-    fn reserve(all: &Reservations, set: &RangeSet, id: usize) -> Result<IpAddr, Error> {
-        let wish = Wish { who: &who(id), requested: &[], masquerade: false };
-        all.lock(PATIENCE)?.reserve(0, set, wish).map(|reserved| reserved.chosen.address)
+    fn of(dir: &TempDir) -> Reservations {
+        Reservations::of(dir.path().join("n"), &records(dir))
+    }
+
+    fn reserve_for(dir: &TempDir, who: &Attachment, set: &RangeSet, ips: &[IpAddr]) -> Result<IpAddr, Error> {
+        let (all, records) = (of(dir), records(dir));
+        let record = records.take(who)?;
+        let wish = Wish { who, requested: ips, record: &record, records: &records };
+        let locked = all.lock(PATIENCE)?;
+        locked.begin_boot(&records)?;
+        locked.reserve(0, set, wish).map(|chosen| chosen.address)
+    }
+
+    fn reserve(dir: &TempDir, set: &RangeSet, id: usize) -> Result<IpAddr, Error> {
+        reserve_for(dir, &who(id), set, &[])
+    }
+
+    fn release(dir: &TempDir, id: usize) {
+        let (all, who) = (of(dir), who(id));
+        let held = all.held(&who).expect("a list");
+        all.release(&who, &held, PATIENCE).expect("released");
     }
 
     fn files(dir: &TempDir) -> BTreeSet<String> {
@@ -364,62 +386,79 @@ mod tests {
             let lane = |lane: usize| {
                 let (dir, set) = (&dir, &set);
                 scope.spawn(move || {
-                    let all = of(dir);
-                    (0..20).map(|i| reserve(&all, set, lane * 20 + i).expect("free")).collect::<Vec<_>>()
+                    (0..20).map(|i| reserve(dir, set, lane * 20 + i).expect("free")).collect::<Vec<_>>()
                 })
             };
             let lanes: Vec<_> = (0..8).map(lane).collect();
             lanes.into_iter().flat_map(|lane| lane.join().expect("no panic")).collect::<BTreeSet<_>>()
         });
         assert_eq!(given.len(), 160);
-        let all = of(&dir);
-        (0..160).for_each(|id| all.release(&who(id), &[]).expect("released"));
-        let left = ["last_reserved_ip.0", "lock"].map(str::to_owned);
-        assert_eq!(files(&dir), left.into(), "the index goes with its last entry");
+        (0..160).for_each(|id| release(&dir, id));
+        let left = [".boot_id", "last_reserved_ip.0", "lock"].map(str::to_owned);
+        assert_eq!(files(&dir), left.into());
     }
 
     #[test]
     fn an_address_comes_back_last() {
         let (dir, set) = (TempDir::new("round").expect("a folder"), set("10.1.0.0/29"));
-        let all = of(&dir);
-        let first = reserve(&all, &set, 1).expect("free");
-        all.release(&who(1), &[]).expect("released");
-        let others: Vec<IpAddr> = (2..6).map(|id| reserve(&all, &set, id).expect("free")).collect();
+        let first = reserve(&dir, &set, 1).expect("free");
+        release(&dir, 1);
+        let others: Vec<IpAddr> = (2..6).map(|id| reserve(&dir, &set, id).expect("free")).collect();
         assert!(!others.contains(&first), "{first} in {others:?}");
-        assert_eq!(reserve(&all, &set, 6), Ok(first));
-        let text = reserve(&all, &set, 7).expect_err("full").msg;
+        assert_eq!(reserve(&dir, &set, 6), Ok(first));
+        let text = reserve(&dir, &set, 7).expect_err("full").msg;
         assert_eq!(text, "no IP addresses available in range set: 10.1.0.1-10.1.0.6");
-        assert_eq!(all.taken().expect("a list").len(), 5);
+        assert_eq!(of(&dir).taken().expect("a list").len(), 5);
     }
 
     #[test]
-    fn what_names_nobody_is_free_and_a_stale_index_harms_nobody() {
+    fn an_address_rests_unless_it_is_asked_for() {
+        let (dir, set) = (TempDir::new("rest").expect("a folder"), set("10.1.0.0/29"));
+        let all: Vec<IpAddr> = (0..4).map(|id| reserve(&dir, &set, id).expect("free")).collect();
+        release(&dir, 0);
+        // The last free one, behind which the first one would be next.
+        reserve(&dir, &set, 4).expect("free");
+        release(&dir, 2);
+        dir.write("state/networks/n.released", format!("0 {}\n", all[2])).expect("written");
+        of(&dir).released.add(all[0]);
+        assert_eq!(reserve(&dir, &set, 5), Ok(all[2]), "the first one rests");
+        assert_eq!(reserve_for(&dir, &who(6), &set, &all[..1]), Ok(all[0]));
+    }
+
+    #[test]
+    fn what_names_nobody_is_free_unless_a_record_names_it() {
         let (dir, set) = (TempDir::new("stale").expect("a folder"), set("10.1.0.0/30"));
         dir.write("n/10.1.0.2", "\0\0").expect("written");
-        let (all, ip) = (of(&dir), "10.1.0.2".parse().expect("an address"));
-        assert_eq!(reserve(&all, &set, 1), Ok(ip));
-        // Somebody else's plugin gave the address away and knows no index.
+        let ip: IpAddr = "10.1.0.2".parse().expect("an address");
+        assert_eq!(reserve(&dir, &set, 1), Ok(ip));
+        dir.write("n/10.1.0.2", "").expect("written");
+        assert!(reserve(&dir, &set, 2).is_err(), "it is the first one's");
+        // Somebody else's plugin gave the address away and knows no records.
         dir.write("n/10.1.0.2", who(2).reservation()).expect("written");
-        all.release(&who(1), &[ip]).expect("released");
-        assert!(all.is_held(ip, &who(2)) && !files(&dir).contains(".weft"));
-        all.release(&who(2), &[]).expect("released");
-        assert!(all.taken().expect("a list").is_empty());
+        of(&dir).release(&who(1), &[ip], PATIENCE).expect("released");
+        assert!(of(&dir).is_held(ip, &who(2)));
     }
 
     #[test]
-    fn what_is_noted_stays_while_one_of_the_addresses_is_held() {
-        let dir = TempDir::new("noted").expect("a folder");
-        let (all, who) = (of(&dir), who(1));
-        let reserve = |number: usize, subnet: &str| {
-            let wish = Wish { who: &who, requested: &[], masquerade: true };
-            all.lock(PATIENCE)?.reserve(number, &set(subnet), wish).map(|reserved| reserved.chosen.address)
-        };
-        let first = reserve(0, "10.1.0.0/24").expect("free");
-        let second = reserve(1, "10.2.0.0/24").expect("free");
-        all.release_these(&who, &[second], PATIENCE).expect("released");
-        assert!(all.noted(&who).iter().any(|entry| entry.pod.address == first && entry.masqueraded));
-        all.release_these(&who, &[first], PATIENCE).expect("released");
-        assert!(all.noted(&who).is_empty() && !files(&dir).contains(".weft"));
+    fn a_crowded_range_is_searched_by_its_list() {
+        let (dir, set) = (TempDir::new("crowd").expect("a folder"), set("10.1.0.0/24"));
+        for last in 2..=253 {
+            dir.write(&format!("n/10.1.0.{last}"), "other").expect("written");
+        }
+        assert_eq!(reserve(&dir, &set, 1), Ok([10, 1, 0, 254].into()));
+        dir.write("n/10.1.0.200", "").expect("written");
+        assert_eq!(reserve(&dir, &set, 2), Ok([10, 1, 0, 200].into()));
+    }
+
+    #[test]
+    fn another_boot_frees_what_has_no_record() {
+        let (dir, set) = (TempDir::new("boot").expect("a folder"), set("10.1.0.0/24"));
+        dir.write("n/10.1.0.77", "old\r\neth0").expect("written");
+        let mine = reserve(&dir, &set, 1).expect("free");
+        assert!(files(&dir).contains("10.1.0.77"), "nothing was known of the boot");
+        dir.write("n/.boot_id", "another\n").expect("written");
+        reserve(&dir, &set, 2).expect("free");
+        assert!(!files(&dir).contains("10.1.0.77") && files(&dir).contains(&mine.to_string()));
     }
 
     #[test]

@@ -2,64 +2,64 @@
 
 use std::time::Duration;
 
-use crate::{nat, reservations::Reservations};
-use cni_core::{Attachment, Chosen, Error, HostAddress};
+use cni_core::{Attachment, Error, HostAddress};
 use linux::nft::Socket;
 
+use crate::{nat, records::Held};
+
 /// How long undoing waits for others: with what ADD waited before, less than runtimes wait for ADD.
-const PATIENCE: Duration = Duration::from_secs(3);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A step that was done.
-pub(crate) enum Step {
-    /// An address is reserved.
-    Reserved(Chosen),
+pub(crate) enum Step<'a> {
     /// Addresses are masqueraded.
     Masqueraded(Vec<HostAddress>),
     /// Anything else, with what takes it back.
-    Made(Box<dyn FnOnce() -> Result<(), Error>>),
+    Made(Box<dyn FnOnce() -> Result<(), Error> + 'a>),
 }
 
-/// The steps done so far, taken back newest first when this value goes, unless they are kept.
+/// The steps done so far, taken back newest first when this value goes, unless they are kept; then the record
+/// goes too. If one can't be taken back, the record stays, so that DEL finds what is left.
 pub(crate) struct Undo<'a> {
     who: &'a Attachment,
-    reservations: Option<&'a Reservations>,
-    steps: Vec<Step>,
+    record: Option<&'a Held>,
+    steps: Vec<Step<'a>>,
 }
 
 impl<'a> Undo<'a> {
-    pub(crate) fn new(who: &'a Attachment, reservations: Option<&'a Reservations>) -> Self {
-        Self { who, reservations, steps: Vec::new() }
+    pub(crate) fn new(who: &'a Attachment, record: Option<&'a Held>) -> Self {
+        Self { who, record, steps: Vec::new() }
     }
 
-    pub(crate) fn push(&mut self, step: Step) {
+    pub(crate) fn push(&mut self, step: Step<'a>) {
         self.steps.push(step);
     }
 
     /// The attachment is complete.
     pub(crate) fn keep(mut self) {
         self.steps.clear();
+        self.record = None;
     }
 }
 
 impl Drop for Undo<'_> {
     fn drop(&mut self) {
-        while let Some(step) = self.steps.pop() {
-            let undone = match step {
-                Step::Masqueraded(pods) => nat::stop(Socket::open(), &pods, self.who),
-                Step::Made(take_back) => take_back(),
-                Step::Reserved(chosen) => self.release(&chosen),
-            };
-            // The runtime gets the first failure and calls DEL, which finds whatever is left.
+        let mut failed = false;
+        // The runtime gets the first failure of ADD itself and calls DEL.
+        let mut tell = |undone: Result<(), Error>| {
             if let Err(error) = undone {
+                failed = true;
                 eprintln!("failed to undo: {error}");
             }
+        };
+        while let Some(step) = self.steps.pop() {
+            tell(match step {
+                Step::Masqueraded(pods) => nat::stop(Socket::open(), &pods, self.who),
+                Step::Made(take_back) => take_back(),
+            });
         }
-    }
-}
-
-impl Undo<'_> {
-    fn release(&self, chosen: &Chosen) -> Result<(), Error> {
-        let Some(reservations) = self.reservations else { return Ok(()) };
-        reservations.release_these(self.who, &[chosen.address], PATIENCE)
+        if let Some(record) = self.record.filter(|_| !failed) {
+            let _ = record.remove();
+        }
     }
 }

@@ -107,7 +107,7 @@ fn take_link(inbox: &Inbox, interest: &Interest, link: &LinkMessage) {
 }
 
 fn take_neighbour(inbox: &Inbox, message: &NeighbourMessage, is_there: bool) {
-    let (mut ip, mut mac, mut special, mut whole) = (None, None, false, false);
+    let (mut ip, mut mac, mut special) = (None, None, false);
     for attribute in &message.attributes {
         match attribute {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => ip = Some(*address),
@@ -121,14 +121,11 @@ fn take_neighbour(inbox: &Inbox, message: &NeighbourMessage, is_there: bool) {
             NeighbourAttribute::Port(_) | NeighbourAttribute::Vni(_) | NeighbourAttribute::IfIndex(_) => {
                 special = true;
             }
-            NeighbourAttribute::CacheInfo(_) => whole = true,
             _ => {}
         }
     }
     let permanent = is_there && neighbour::is_permanent(message.header.state.into());
     let change = match (message.header.family, ip, mac) {
-        // Kernels up to 6.12 follow the device's own word on an entry with one of their own, which lacks the destination.
-        (AddressFamily::Bridge, None, _) if !whole => return,
         (AddressFamily::Bridge, ip, Some(mac)) => {
             let odd = special || ip.is_none();
             let remote = Remote { address: ip.unwrap_or(Ipv4Addr::UNSPECIFIED), odd };
@@ -200,33 +197,8 @@ fn mtu(metric: &RouteMetric) -> Option<Mtu> {
 #[cfg(test)]
 mod tests {
     use overlay_core::overlay::Hop;
-    use rtnetlink::packet_route::neighbour::{NeighbourCacheInfo, NeighbourState};
 
     use super::*;
-
-    #[test]
-    fn a_forwarding_entry_is_what_the_device_says_and_not_the_echo_without_a_destination() {
-        let inbox = Inbox::default();
-        let told = |attributes: &[NeighbourAttribute]| {
-            let mut message = NeighbourMessage::default();
-            message.header.family = AddressFamily::Bridge;
-            message.header.state = NeighbourState::Permanent;
-            message.attributes = vec![NeighbourAttribute::LinkLayerAddress(vec![2; 6])];
-            message.attributes.extend_from_slice(attributes);
-            take_neighbour(&inbox, &message, true);
-            inbox.take(std::time::Instant::now()).changes.into_values().next()
-        };
-        let to = NeighbourAttribute::Destination(NeighbourAddress::Other(vec![192, 0, 2, 3]));
-        let info = NeighbourAttribute::CacheInfo(NeighbourCacheInfo::parse(&[0; 16]).unwrap());
-        let change = |address: &str, odd| {
-            let remote = Remote { address: address.parse().unwrap(), odd };
-            Some(Change::Fdb(Mac([2; 6]), remote, true))
-        };
-        assert_eq!(told(&[to, info.clone()]), change("192.0.2.3", false));
-        assert_eq!(told(&[]), None);
-        // Somebody's entry that leads to the device's own group, which is nowhere.
-        assert_eq!(told(&[info]), change("0.0.0.0", true));
-    }
 
     #[test]
     fn a_route_of_ours_is_told_from_a_foreign_one() {

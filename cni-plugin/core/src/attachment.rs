@@ -91,7 +91,7 @@ impl Attachment {
     }
 
     /// 64 bits that differ between attachments (FNV-1a, then the finaliser of MurmurHash3).
-    fn hash(&self) -> u64 {
+    pub(crate) fn hash(&self) -> u64 {
         let fields = [self.network.as_str(), "/", &self.container, "/", self.ifname.as_str()];
         mix(fields.iter().flat_map(|f| f.bytes()))
     }

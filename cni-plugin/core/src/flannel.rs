@@ -91,7 +91,7 @@ pub fn delegate_config(network: &Network, env: Option<&SubnetEnv>) -> Result<Net
         set("mtu", env.mtu.get().into(), false);
     }
     set("ipam", address_management(network, env)?, true);
-    for key in ["runtimeConfig", "args", "prevResult"] {
+    for key in ["runtimeConfig", "args", "prevResult", "stateDir"] {
         if let Some(value) = network.keys().value(key) {
             set(key, value.clone(), true);
         }

@@ -16,6 +16,7 @@ mod ipam;
 mod json;
 mod masquerade;
 mod plan;
+mod record;
 mod request;
 mod result;
 mod role;
@@ -38,6 +39,7 @@ pub use masquerade::{
     masquerade, masquerade_table, repair_masquerade, sweep_masquerade, unmasquerade, unmasqueraded,
 };
 pub use plan::{Chosen, HostAddress, Plan, PodRoute};
+pub use record::{Record, Trace, state_dir};
 pub use request::{Arguments, Environment, Invocation, Network, Verb, about};
 pub use result::{Dns, Interface, IpConfig, Outcome, Route};
 pub use role::Role;

@@ -275,6 +275,13 @@ impl Network {
         self.keys().child("capabilities").and_then(|keys| keys.flag(name)).unwrap_or(false)
     }
 
+    /// The runtime hands this entry something for the capability `name` that it declares.
+    #[must_use]
+    pub fn is_handed(&self, name: &str) -> bool {
+        let handed = self.keys().child("runtimeConfig").ok().and_then(|keys| keys.value(name));
+        self.is_capable_of(name) && handed.is_some_and(|value| value.as_array().is_none_or(|l| !l.is_empty()))
+    }
+
     /// What the earlier plugins of the chain reported, as a chained plugin needs it.
     ///
     /// # Errors

@@ -146,7 +146,8 @@ impl Route {
 pub(crate) fn address_and_prefix(text: &str) -> Option<(IpAddr, u8)> {
     let (address, prefix) = text.split_once('/')?;
     let address: IpAddr = address.parse().ok()?;
-    let prefix = prefix.parse().ok().filter(|p| *p <= if address.is_ipv4() { 32 } else { 128 })?;
+    let prefix = Some(prefix).filter(|p| !p.starts_with('+')).and_then(|p| p.parse().ok());
+    let prefix = prefix.filter(|p| *p <= if address.is_ipv4() { 32 } else { 128 })?;
     Some((address, prefix))
 }
 

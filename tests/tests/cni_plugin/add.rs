@@ -202,7 +202,7 @@ fn keys_count_in_any_letter_case() -> Result<()> {
     let config = json!({
         "CNIVERSION": "1.0.0", "Name": "net", "TYPE": "bridge", "BRIDGE": "br7", "IsGateway": true, "capabilities": {"mac": true},
         "Ipam": {"Type": "host-local", "DataDir": bed.path("networks"), "Ranges": [[{"Subnet": "10.98.0.0/24", "RANGEstart": "10.98.0.77"}]]},
-        "RuntimeConfig": {"Mac": "02:00:00:00:00:77"}, "unknown": {"x": [1]}, "cni.dev/x": null, "dns": null, "args": null,
+        "StateDir": bed.path("state"), "RuntimeConfig": {"Mac": "02:00:00:00:00:77"}, "unknown": {"x": [1]}, "cni.dev/x": null, "dns": null, "args": null,
     });
     let result = call("ADD", &Who::new("c1", &pod), &config).result();
     assert_eq!(result["ips"][0]["address"], "10.98.0.77/24");
@@ -401,7 +401,7 @@ fn a_network_without_addresses_is_a_cable() -> Result<()> {
     let Some(bed) = Bed::new("cable")? else { return Ok(()) };
     let pod = Netns::new()?;
     let who = Who::new("c1", &pod);
-    let config = json!({"cniVersion": "1.0.0", "name": "net", "type": "bridge", "bridge": "br0"});
+    let config = json!({"cniVersion": "1.0.0", "name": "net", "type": "bridge", "bridge": "br0", "stateDir": bed.path("state")});
     let old = with(&config, &json!({"cniVersion": "0.2.0"}));
     assert_eq!(call("ADD", &who, &old).error().1, "cannot convert: no valid IP addresses");
     assert!(bed.veths()?.is_empty(), "a result that can't be told is a failure");

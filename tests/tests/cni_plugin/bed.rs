@@ -60,7 +60,7 @@ impl Bed {
     pub(crate) fn bridge(&self) -> Value {
         json!({
             "cniVersion": "1.1.0", "name": "net", "type": "bridge", "bridge": "br0",
-            "isDefaultGateway": true, "hairpinMode": true, "mtu": 1400,
+            "isDefaultGateway": true, "hairpinMode": true, "mtu": 1400, "stateDir": self.path("state"),
             "ipam": {"type": "host-local", "dataDir": self.path("networks"), "ranges": [[{"subnet": "10.99.0.0/24"}]]},
         })
     }
@@ -73,17 +73,26 @@ impl Bed {
         )?;
         Ok(json!({
             "cniVersion": "1.0.0", "name": "cbr0", "type": "flannel",
-            "subnetFile": self.path("subnet.env"), "dataDir": self.path("flannel"),
+            "subnetFile": self.path("subnet.env"), "dataDir": self.path("flannel"), "stateDir": self.path("state"),
             "ipam": {"dataDir": self.path("networks")},
             "delegate": {"hairpinMode": true, "isDefaultGateway": true},
         }))
     }
 
-    /// Files of reservations of `network`, by name, without lock, markers and index.
+    /// Records of attachments to `network`, by name.
+    pub(crate) fn records(&self, network: &str) -> Vec<String> {
+        let names =
+            fs::read_dir(self.path("state/attachments").join(network)).into_iter().flatten().flatten();
+        let mut names: Vec<String> = names.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    /// Files of reservations of `network`, by name.
     pub(crate) fn reservations(&self, network: &str) -> Vec<String> {
         let names = fs::read_dir(self.path("networks").join(network)).into_iter().flatten().flatten();
         let mut names: Vec<String> = names.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
-        names.retain(|name| name != "lock" && name != ".weft" && !name.starts_with("last_reserved_ip."));
+        names.retain(|name| name.parse::<std::net::IpAddr>().is_ok());
         names.sort();
         names
     }

@@ -17,7 +17,7 @@ fn attached(bed: &Bed, id: &str) -> Result<(Netns, Who, Value)> {
 }
 
 fn assert_gone(bed: &Bed, what: &str) -> Result<()> {
-    assert!(!bed.path("networks/net/.weft").exists(), "{what}");
+    assert!(bed.records("net").is_empty(), "{what}");
     assert_eq!((bed.reservations("net"), bed.veths()?), (vec![], vec![]), "{what}");
     Ok(())
 }

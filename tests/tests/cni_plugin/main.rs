@@ -11,4 +11,5 @@ mod kills;
 mod masquerade;
 mod protocol;
 mod roles;
+mod state;
 mod upkeep;

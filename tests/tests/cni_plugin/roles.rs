@@ -12,7 +12,7 @@ use crate::bed::{Bed, Who, addresses, call, call_of, command, device, feed, refe
 fn routed(bed: &Bed) -> Value {
     let ipam = json!({"type": "host-local", "dataDir": bed.path("networks"), "subnet": "10.97.0.0/24",
         "routes": [{"dst": "0.0.0.0/0"}]});
-    json!({"cniVersion": "1.0.0", "name": "net", "type": "ptp", "ipam": ipam})
+    json!({"cniVersion": "1.0.0", "name": "net", "type": "ptp", "stateDir": bed.path("state"), "ipam": ipam})
 }
 
 /// A call of a foreign plugin that finds ours first.
@@ -74,7 +74,8 @@ fn rule_32_33_a_chained_plugin_needs_and_keeps_a_previous_result() -> Result<()>
     let result = call("ADD", &who, &bed.bridge()).result();
     for name in ["portmap", "bandwidth", "tuning"] {
         let program = bed.program(name)?;
-        let config = json!({"cniVersion": "1.1.0", "name": "net", "type": name});
+        let config =
+            json!({"cniVersion": "1.1.0", "name": "net", "type": name, "stateDir": bed.path("state")});
         let (_, text) = call_of(&program, "ADD", &who, &config).error();
         assert!(text.contains("must be called as chained plugin"), "{name}: {text}");
         let chained = with(&config, &json!({"prevResult": result}));

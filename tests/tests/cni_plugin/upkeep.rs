@@ -1,6 +1,6 @@
 //! STATUS and GC.
 
-use std::{fs, os::unix::fs::symlink};
+use std::fs;
 
 use anyhow::Result;
 use serde_json::json;
@@ -57,10 +57,11 @@ fn gc_keeps_exactly_what_is_valid() -> Result<()> {
     for (alias, stays) in [("weft:net/c1/", false), ("weft:net/c2/", true), ("weft:other/c9/", true)] {
         assert_eq!(aliases.contains(alias), stays, "{alias} in {aliases}");
     }
-    // An ADD that was killed before it reserved what it had noted.
-    symlink("10.99.0.9/24", bed.path("networks/net/.weft/veth00000000000.0"))?;
+    // An ADD that was killed before it reserved what it had noted, and one before it noted anything.
+    bed.dir.write("state/attachments/net/c7-eth0", "weft attachment 1\naddress 0 10.99.0.9/24\n")?;
+    bed.dir.write("state/attachments/net/c8-eth0", "")?;
     call("GC", &nobody(), &with(&bed.bridge(), &json!({"cni.dev/valid-attachments": []}))).silent();
-    assert!(bed.reservations("net").is_empty() && !bed.path("networks/net/.weft").exists());
+    assert!(bed.reservations("net").is_empty() && bed.records("net").is_empty());
     assert_eq!(bed.reservations("other").len(), 1);
     Ok(())
 }

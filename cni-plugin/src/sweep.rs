@@ -1,0 +1,113 @@
+//! What no runtime will ever delete: attachments whose host's end is gone, with the container's namespace or
+//! because ADD was killed. ADD looks for them, and GC finds them too.
+//!
+//! Whether an attachment lives is judged by the links of this namespace alone, never by a path: the plugin
+//! may see other mounts than whoever made them. Whoever works on an attachment holds its record, and is left
+//! alone.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use cni_core::{Attachment, Error};
+use linux::{link::Kind, netlink::RouteSocket};
+
+use crate::{
+    failure::kernel,
+    hostports, linkage, lock, nat,
+    records::{Held, Records, make_folder, own_namespace},
+    reservations::Reservations,
+    shaping,
+};
+
+/// As many records are looked through at every ADD.
+const FEW: usize = 50;
+
+/// More of them, once in this time.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// Removes what is left of attachments that are gone, and returns of how many. Where there are many records,
+/// only once in a while, unless there `is_need`.
+pub(crate) fn sweep(records: &Records, is_need: bool) -> Result<usize, Error> {
+    let marker = records.beside("swept");
+    if !is_need && !is_due(&marker) {
+        return Ok(0);
+    }
+    let names = records.names();
+    let dead = find_dead(records, &names)?;
+    clear(records, &dead)?;
+    // Without it the next ADD looks again.
+    let _ = marker.parent().map(make_folder);
+    let _ = fs::write(&marker, (names.len() - dead.len()).to_string());
+    Ok(dead.len())
+}
+
+/// There were few records the last time, or it is long ago.
+fn is_due(marker: &Path) -> bool {
+    let count = fs::read_to_string(marker).ok().and_then(|text| text.trim().parse::<usize>().ok());
+    if count.is_none_or(|count| count <= FEW) {
+        return true;
+    }
+    let changed = fs::metadata(marker).and_then(|marker| marker.modified());
+    // A clock that went back is no reason never to look again.
+    changed.map_or(true, |at| SystemTime::now().duration_since(at).map_or(true, |age| age >= PAUSE))
+}
+
+/// The records of attachments without a host's end. Records of other namespaces and of address management
+/// alone can't be judged by that.
+fn find_dead(records: &Records, names: &[String]) -> Result<Vec<Held>, Error> {
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut socket = RouteSocket::open().map_err(|e| kernel(&e))?;
+    let links = socket.links().map_err(|e| kernel(&e))?;
+    let veths = links.into_iter().filter(|link| link.kind == Kind::Veth);
+    let alive: BTreeSet<String> = veths.map(|link| link.name.to_string()).collect();
+    let here = own_namespace();
+    let mut dead = Vec::new();
+    for name in names {
+        let named = Attachment::of_record(records.network(), name);
+        if named.is_some_and(|who| alive.contains(&who.host_link())) {
+            continue;
+        }
+        let Some(held) = records.find_idle(name)? else { continue };
+        let Some(who) = &held.who else { continue };
+        // Its first line is older than anything that is made.
+        let is_judged = held.is_new || held.before.host.as_deref() == Some(here.as_str());
+        // Since the links were listed an ADD may have come to its end.
+        let is_there = socket.link(&linkage::host_name(who)?).map_err(|e| kernel(&e))?.is_some();
+        if is_judged && !is_there {
+            dead.push(held);
+        }
+    }
+    Ok(dead)
+}
+
+/// Removes whatever is left of these attachments, whose links are gone: first what sends packets to their
+/// addresses, then the addresses, then the records.
+pub(crate) fn clear(records: &Records, dead: &[Held]) -> Result<(), Error> {
+    let aliases: BTreeSet<String> = dead.iter().filter_map(|held| Some(held.who.as_ref()?.alias())).collect();
+    let is_dead = |alias: &str| aliases.contains(alias);
+    let any =
+        |has: fn(&Held) -> bool| dead.iter().any(|held| has(held) || (!held.before.whole && !held.is_new));
+    if any(|held| held.before.masqueraded) {
+        nat::sweep(is_dead)?;
+    }
+    if any(|held| held.before.host_ports) {
+        hostports::sweep(&is_dead)?;
+    }
+    if any(|held| held.before.limits) {
+        shaping::sweep(&is_dead)?;
+    }
+    for held in dead {
+        if let Some((who, folder)) = held.who.as_ref().zip(held.before.folder.as_ref()) {
+            let addresses: Vec<_> = held.before.pods().iter().map(|pod| pod.address).collect();
+            Reservations::of(PathBuf::from(folder), records).release(who, &addresses, lock::patience())?;
+        }
+        held.remove()?;
+    }
+    Ok(())
+}
