@@ -8,6 +8,7 @@ mod crowd;
 mod del;
 mod interop;
 mod kills;
+mod loopback;
 mod masquerade;
 mod protocol;
 mod roles;
