@@ -288,19 +288,21 @@ impl RouteSocket {
     /// # Errors
     /// The kernel refused it: EEXIST if the near or the far name is taken.
     pub fn add_veth(&mut self, veth: &Veth<'_>) -> Result<VethIndexes, Error> {
-        self.create_veth(veth, &veth.add())
+        let request = veth.add();
+        let near = self.make(&request, veth.name)?;
+        let far = near.peer.ok_or_else(|| request.failed(Cause::Garbled("it names no peer".to_owned())))?;
+        Ok(VethIndexes { near: near.index, far: far.index })
     }
 
-    fn create_veth(&mut self, veth: &Veth<'_>, request: &Request) -> Result<VethIndexes, Error> {
+    /// Carries out the request that creates interface `name`, and returns what it is.
+    fn make(&mut self, request: &Request, name: &IfName) -> Result<Link, Error> {
         let echoed = self.ask(request, |message| read::link(message.payload))?.into_iter().flatten().next();
-        let created = match echoed {
+        let made = match echoed {
             Some(link) => Some(link),
-            // Kernels before 6.2 only acknowledge. The name was free, so what has it now is the new pair.
-            None => self.link(veth.name)?,
+            // Kernels before 6.2 only acknowledge. The name was free, so what has it now is the new one.
+            None => self.link(name)?,
         };
-        created
-            .and_then(|link| Some(VethIndexes { near: link.index, far: link.peer?.index }))
-            .ok_or_else(|| request.failed(Cause::Garbled("it names no interface index".to_owned())))
+        made.ok_or_else(|| request.failed(Cause::Garbled("it shows no interface".to_owned())))
     }
 
     /// All interfaces of the namespace.
@@ -382,9 +384,10 @@ mod tests {
         };
         let mut request = veth.add();
         request.flags &= !NLM_F_ECHO;
-        let made = RouteSocket::open_in(&near).unwrap().create_veth(&veth, &request).unwrap();
-        let end = RouteSocket::open_in(&far).unwrap().link(&peer_name).unwrap().unwrap();
-        assert_eq!((end.index, end.peer.map(|near| near.index)), (made.far, Some(made.near)));
+        let near = RouteSocket::open_in(&near).unwrap().make(&request, &name).unwrap();
+        let far = RouteSocket::open_in(&far).unwrap().link(&peer_name).unwrap().unwrap();
+        let ends = [&near, &far].map(|end| (end.index, end.peer.unwrap().index));
+        assert_eq!(ends, [(near.index, far.index), (far.index, near.index)]);
     }
 
     #[test]

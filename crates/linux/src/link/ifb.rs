@@ -4,8 +4,8 @@ use netlink_packet_core::NLM_F_ECHO;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use netmodel::IfName;
 
-use super::{create, read};
-use crate::{Cause, Error, netlink::RouteSocket};
+use super::{Link, create};
+use crate::{Error, netlink::RouteSocket};
 
 /// An ifb device to be created, still down: it passes nothing until it is set up.
 #[derive(Clone, Copy, Debug)]
@@ -21,7 +21,7 @@ impl RouteSocket {
     ///
     /// # Errors
     /// The kernel refused it: EEXIST if the name is taken, EOPNOTSUPP if it has no such devices.
-    pub fn add_ifb(&mut self, ifb: &Ifb<'_>) -> Result<read::Link, Error> {
+    pub fn add_ifb(&mut self, ifb: &Ifb<'_>) -> Result<Link, Error> {
         let mut message = LinkMessage::default();
         message.attributes = vec![
             LinkAttribute::IfName(ifb.name.to_string()),
@@ -30,12 +30,6 @@ impl RouteSocket {
         ];
         let mut request = create(format!("ifb device {}", ifb.name), message);
         request.flags |= NLM_F_ECHO;
-        let echoed = self.ask(&request, |message| read::link(message.payload))?.into_iter().flatten().next();
-        let made = match echoed {
-            Some(link) => Some(link),
-            // Kernels before 6.2 only acknowledge.
-            None => self.link(ifb.name)?,
-        };
-        made.ok_or_else(|| request.failed(Cause::Garbled("it shows no interface".to_owned())))
+        self.make(&request, ifb.name)
     }
 }
