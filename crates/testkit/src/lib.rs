@@ -27,7 +27,8 @@ pub use space::Space;
 
 use std::time::{Duration, Instant};
 
-/// Asks `probe` every few milliseconds until it gives a value, at most for `limit`.
+/// Asks `probe` until it gives a value, at most for `limit`: every few milliseconds at first, then less often,
+/// so that a long wait does not slow down what it is for.
 ///
 /// Returns the value and how long it took, or `None` when the time ran out. The probe is asked at least
 /// once, and once more after the limit has passed.
@@ -41,6 +42,7 @@ pub fn eventually<T>(limit: Duration, mut probe: impl FnMut() -> Option<T>) -> O
         if late {
             return None;
         }
-        std::thread::sleep(Duration::from_millis(3));
+        let pause = start.elapsed() / 32;
+        std::thread::sleep(pause.clamp(Duration::from_millis(3), Duration::from_millis(100)));
     }
 }

@@ -5,11 +5,18 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use testkit::{Cmd, Entered, Netns, TempDir, netns_or_skip, require_or_skip};
+
+/// Longest time that a call may take, also beside many others.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The test's thread is in the host's namespace for as long as this lives.
 pub(crate) struct Bed {
@@ -152,9 +159,15 @@ pub(crate) fn command(program: &Path, verb: &str, who: &Who) -> Command {
     command
 }
 
-/// Runs a command with this standard input.
+/// Runs a command with this standard input; one that hangs is killed.
 pub(crate) fn feed(mut command: Command, input: &[u8]) -> Answer {
     let mut child = command.spawn().expect("the plugin starts");
+    let (pid, (_until_answered, answered)) = (Pid::from_child(&child), mpsc::channel::<()>());
+    thread::spawn(move || {
+        if answered.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    });
     // A plugin may answer without having read everything.
     let _ = child.stdin.take().expect("a pipe").write_all(input);
     let output = child.wait_with_output().expect("the plugin ends");

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use rustix::process::Signal;
-use testkit::{Cmd, Process, TempDir, free_port};
+use testkit::{Cmd, Process, TempDir, eventually, free_port};
 
 /// The prefix of all tests.
 pub(crate) const PREFIX: &str = "/atomic.io/network";
@@ -159,13 +159,8 @@ impl Server {
     /// Starts the members that are not running, on the data that they had.
     pub(crate) fn launch(&mut self) -> Result<()> {
         self.spawn()?;
-        for _ in 0..100 {
-            if self.ctl("endpoint health").run()?.success() {
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        bail!("etcd does not answer:\n{}", self.logs());
+        let up = eventually(Duration::from_secs(30), || self.ctl("endpoint health").ok().ok());
+        up.map(drop).with_context(|| format!("etcd does not answer:\n{}", self.logs()))
     }
 
     /// As [`Server::launch`], without waiting until they answer.
