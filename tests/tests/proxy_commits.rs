@@ -68,7 +68,7 @@ impl Pair {
         // Counted behind our translation and in front of our refusal. Conntrack forgets what goes no further.
         let counts = "table ip count {\ncounter untranslated { }\ncounter delivered { }\nchain count {\n\
              ip daddr 10.96.0.7 counter name untranslated drop\n\
-             ip daddr 10.7.0.11-10.7.0.13 counter name delivered drop\n}\n\
+             ip daddr 10.7.0.0/24 counter name delivered drop\n}\n\
              chain forward {\ntype filter hook forward priority -10\njump count\n}\n\
              chain output {\ntype filter hook output priority -10\njump count\n}\n}\n";
         pair.node.wrap(Cmd::new("nft -f -").stdin(counts)).ok()?;
@@ -132,6 +132,8 @@ struct Proxy {
     catalog: Catalog,
     socket: nft::Socket,
     started: Instant,
+    /// How fast time passes.
+    speed: u32,
 }
 
 impl Proxy {
@@ -144,7 +146,7 @@ impl Proxy {
             masquerade_all: false,
         };
         let (state, catalog, started) = (State::new(config), Catalog::default(), Instant::now());
-        let mut proxy = Self { state, catalog, socket, started };
+        let mut proxy = Self { state, catalog, socket, started, speed: 1 };
         proxy.catalog.replace(&objects(3));
         proxy.state.sync_with(&mut proxy.catalog, &mut Found::default(), Duration::ZERO);
         for transaction in transactions(&proxy.state.table(), None) {
@@ -156,12 +158,16 @@ impl Proxy {
     /// Makes the Service have those endpoints; how many commits that took.
     fn change(&mut self, objects: &BTreeMap<Key, Arc<Object>>) -> Result<u64> {
         self.catalog.replace(objects);
-        let delta = self.state.sync(&mut self.catalog, self.started.elapsed());
-        let transactions = delta.into_transactions(self.state.config());
-        for transaction in &transactions {
-            self.socket.commit(transaction)?;
+        let mut commits = 0;
+        // Once for the change, and once for what waited for a pass without one.
+        for _ in 0..2 {
+            let delta = self.state.sync(&mut self.catalog, self.started.elapsed() * self.speed);
+            for transaction in delta.into_transactions(self.state.config()) {
+                self.socket.commit(&transaction)?;
+                commits += 1;
+            }
         }
-        Ok(transactions.len() as u64)
+        Ok(commits)
     }
 }
 
@@ -240,15 +246,19 @@ struct Outcome {
     dropped: u64,
 }
 
-/// Toggles without a pause while flows arrive, until there were enough of both.
-fn toggle(pair: &Pair, proxy: &mut Proxy, [first, second]: [usize; 2]) -> Result<Outcome> {
+/// Gives the Service these numbers of endpoints, without a pause while flows arrive, until there were enough of
+/// both.
+fn toggle(pair: &Pair, proxy: &mut Proxy, counts: &[u8], [first, second]: [usize; 2]) -> Result<Outcome> {
     let Pair { node, client } = pair;
-    let (round, two, three, start) = (Round::default(), objects(2), objects(3), Instant::now());
+    let (round, start) = (Round::default(), Instant::now());
+    let states: Vec<_> = counts.iter().map(|count| objects(*count)).collect();
     let mut commits = 0;
     let mut commit = || {
         let sent = || round.sent.load(Ordering::Relaxed);
         while (commits < COMMITS || sent() < FLOWS) && round.goes_on() && start.elapsed() < LIMIT {
-            commits += proxy.change(&two)? + proxy.change(&three)?;
+            for state in &states {
+                commits += proxy.change(state)?;
+            }
         }
         Ok(())
     };
@@ -280,8 +290,11 @@ fn without_the_fallback(node: &Netns) -> Result<()> {
     Ok(())
 }
 
-/// The whole test, as it is and with the slot-0 rules taken out. `None`: this machine can't run it.
-fn cross_commits(with_fallback: bool) -> Result<Option<Outcome>> {
+/// The whole test; `None`: this machine can't run it. `prepare` comes in front of the flows.
+fn cross_commits(
+    counts: &[u8],
+    prepare: impl FnOnce(&Pair, &mut Proxy) -> Result<()>,
+) -> Result<Option<Outcome>> {
     // Two of them at once would be in each other's way.
     static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -289,12 +302,8 @@ fn cross_commits(with_fallback: bool) -> Result<Option<Outcome>> {
     let Some(cpus) = require_or_skip("two CPUs", two_cpus()) else { return Ok(None) };
     pair.slow_down(cpus[0])?;
     let mut proxy = Proxy::start(&pair.node)?;
-    proxy.change(&objects(2))?;
-    proxy.change(&objects(3))?;
-    if !with_fallback {
-        without_the_fallback(&pair.node)?;
-    }
-    let outcome = toggle(&pair, &mut proxy, cpus)?;
+    prepare(&pair, &mut proxy)?;
+    let outcome = toggle(&pair, &mut proxy, counts, cpus)?;
     println!("{outcome:?}");
     assert!(outcome.commits >= COMMITS && outcome.sent >= FLOWS, "not enough in {LIMIT:?}: {outcome:?}");
     Ok(Some(outcome))
@@ -302,7 +311,7 @@ fn cross_commits(with_fallback: bool) -> Result<Option<Outcome>> {
 
 #[test]
 fn no_flow_that_crosses_a_commit_is_lost_or_untranslated() -> Result<()> {
-    let Some(outcome) = cross_commits(true)? else { return Ok(()) };
+    let Some(outcome) = cross_commits(&[2, 3], |_, _| Ok(()))? else { return Ok(()) };
     assert_eq!((outcome.untranslated, outcome.dropped), (0, 0), "{outcome:?}");
     Ok(())
 }
@@ -312,12 +321,29 @@ fn no_flow_that_crosses_a_commit_is_lost_or_untranslated() -> Result<()> {
 #[test]
 fn without_the_fallback_to_slot_0_flows_are_lost() -> Result<()> {
     for _ in 0..3 {
-        let Some(outcome) = cross_commits(false)? else { return Ok(()) };
+        let without = |pair: &Pair, proxy: &mut Proxy| {
+            proxy.change(&objects(2))?;
+            without_the_fallback(&pair.node)
+        };
+        let Some(outcome) = cross_commits(&[2, 3], without)? else { return Ok(()) };
         if outcome.untranslated + outcome.dropped > 0 {
             return Ok(());
         }
     }
     anyhow::bail!("nothing was lost")
+}
+
+/// Chains come and go, too. Chains that came with the front ends which lead to them would let some flows pass.
+#[test]
+fn no_flow_that_meets_a_new_chain_is_lost_or_untranslated() -> Result<()> {
+    let counts: Vec<u8> = (2..120).chain((2..120).rev()).collect();
+    let in_a_hurry = |_: &Pair, proxy: &mut Proxy| {
+        proxy.speed = 3000; // a class stays for 20 ms
+        Ok(())
+    };
+    let Some(outcome) = cross_commits(&counts, in_a_hurry)? else { return Ok(()) };
+    assert_eq!((outcome.untranslated, outcome.dropped), (0, 0), "{outcome:?}");
+    Ok(())
 }
 
 /// Several Services with random endpoints.

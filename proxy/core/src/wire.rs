@@ -379,6 +379,28 @@ impl Manifest {
     }
 }
 
+/// The pieces of a YAML manifest that can be read one by one: its documents. JSON, and YAML with directives, is
+/// one piece.
+#[must_use]
+pub fn pieces(text: &str) -> Vec<&str> {
+    let begins =
+        |line: &str| line.strip_prefix("---").is_some_and(|rest| rest.trim_start().len() < rest.len());
+    let mut pieces = Vec::new();
+    let (mut start, mut end) = (0, 0);
+    for line in text.split_inclusive('\n') {
+        if line.starts_with('%') {
+            return vec![text];
+        }
+        if begins(line) && end > start {
+            pieces.push(&text[start..end]);
+            start = end;
+        }
+        end += line.len();
+    }
+    pieces.push(&text[start..]);
+    pieces
+}
+
 fn syntax(document: usize, cause: Box<dyn std::error::Error + Send + Sync>) -> WireError {
     WireError::Syntax { document, cause }
 }

@@ -131,3 +131,17 @@ fn a_byte_order_mark_is_no_part_of_a_manifest() {
         assert_eq!(Manifest::read(text).unwrap().objects.len(), 1, "{text}");
     }
 }
+
+#[test]
+fn a_manifest_is_cut_where_yaml_documents_begin() {
+    for (text, expected) in [
+        ("", vec![""]),
+        ("a: 1\n", vec!["a: 1\n"]),
+        ("---\na: 1\n--- # b\r\nb: 2\n---", vec!["---\na: 1\n", "--- # b\r\nb: 2\n---"]),
+        ("a: |\n  ---\n----: 1\n", vec!["a: |\n  ---\n----: 1\n"]),
+        ("%YAML 1.2\n---\na: 1\n", vec!["%YAML 1.2\n---\na: 1\n"]),
+        ("{\"a\": 1}\n{\"a\": 2}\n", vec!["{\"a\": 1}\n{\"a\": 2}\n"]),
+    ] {
+        assert_eq!(pieces(text), expected);
+    }
+}

@@ -6,7 +6,7 @@
 mod watch;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ffi::OsStr,
     fs,
     hash::{DefaultHasher, Hash, Hasher},
@@ -19,8 +19,8 @@ use std::{
 use netmodel::NodeName;
 use proxy_core::{
     catalog::Objects,
-    object::{Key, check},
-    wire::{self, BadObject, Manifest},
+    object::{Key, Object, check},
+    wire::{self, BadObject, Manifest, WireError},
 };
 
 pub use watch::watch;
@@ -68,7 +68,13 @@ struct Content {
     /// Tells one text from another.
     digest: u64,
     objects: Objects,
+    /// The objects of each document with nothing wrong in it, by the digest of its text: a change of one among many
+    /// costs its own size to parse.
+    documents: HashMap<u64, Document>,
 }
+
+/// The objects of one document.
+type Document = Vec<(Key, Arc<Object>)>;
 
 impl FileSource {
     /// A source that has read nothing yet. `node` is the node that we run on.
@@ -167,17 +173,32 @@ impl FileSource {
             self.forget_trouble(&about); // the file is fine again; its objects are as they were
             return;
         }
-        match Manifest::read(&text) {
-            Ok(manifest) => {
+        match parse(&text, self.files.get(path)) {
+            Ok(documents) => {
                 self.forget_troubles(&about);
                 let old = self.files.remove(path).unwrap_or_default();
-                let objects = self.checked(&about, manifest, &old.objects);
-                self.files.insert(path.to_owned(), Content { digest, objects });
+                let content = self.content(&about, documents, &old);
+                self.files.insert(path.to_owned(), Content { digest, ..content });
             }
             Err(error) => {
                 self.trouble(about, format!("{}{}", daemon::one_line(&error), kept(known)), known);
             }
         }
+    }
+
+    fn content(&mut self, about: &str, documents: Vec<(u64, Option<Manifest>)>, old: &Content) -> Content {
+        let mut content = Content::default();
+        for (digest, manifest) in documents {
+            let (document, is_fine) = match manifest {
+                Some(manifest) => self.checked(about, manifest, &old.objects),
+                None => (old.documents.get(&digest).cloned().unwrap_or_default(), true),
+            };
+            content.objects.extend(document.iter().cloned());
+            if is_fine {
+                content.documents.insert(digest, document);
+            }
+        }
+        content
     }
 
     /// Forgets what was wrong with a file and its objects.
@@ -200,40 +221,54 @@ impl FileSource {
         self.troubles.insert(about, text);
     }
 
-    /// A Service that asks for more than we do is served without, but not in silence.
-    fn name_unserved(&mut self, about: &str, object: &wire::Object, key: &Key) {
-        let wire::Object::Service(service) = object else { return };
+    /// A Service that asks for more than we do is served without, but not in silence. Whether it does.
+    fn name_unserved(&mut self, about: &str, object: &wire::Object, key: &Key) -> bool {
+        let wire::Object::Service(service) = object else { return false };
         let unserved = service.spec.unserved().join(", ");
         if !unserved.is_empty() {
             let text = format!("{unserved}: not in this version; it is served without");
             self.troubles.insert(format!("{about}: {key}"), text);
         }
+        !unserved.is_empty()
     }
 
-    /// The objects of a manifest. One that is as before stays the same allocation; one that is bad stays as it
-    /// was before.
-    fn checked(&mut self, about: &str, manifest: Manifest, old: &Objects) -> Objects {
-        let mut objects = Objects::new();
+    /// The objects of a document, and whether nothing is wrong with it. An object that is as before stays the same
+    /// allocation; one that is bad stays as it was before.
+    fn checked(&mut self, about: &str, manifest: Manifest, old: &Objects) -> (Document, bool) {
+        let (mut objects, mut is_fine) = (Document::new(), true);
         let mut bad = manifest.bad;
         for wire in &manifest.objects {
             match check(wire, &self.node) {
                 Ok(Some((key, object))) => {
-                    self.name_unserved(about, wire, &key);
+                    is_fine &= !self.name_unserved(about, wire, &key);
                     let same = old.get(&key).filter(|old| ***old == object).cloned();
-                    objects.insert(key, same.unwrap_or_else(|| Arc::new(object)));
+                    objects.push((key, same.unwrap_or_else(|| Arc::new(object))));
                 }
                 Ok(None) => {}
                 Err(refused) => bad.push(refused),
             }
         }
+        is_fine &= bad.is_empty();
         for BadObject { kind, name, why } in bad {
             let before = old.iter().find(|(key, _)| key.kind.as_str() == kind && key.name.as_str() == name);
             let kept = if before.is_some() { "; it stays as it was" } else { "; it is passed over" };
             self.trouble(format!("{about}: {kind} {name}"), format!("{why}{kept}"), before.is_some());
             objects.extend(before.map(|(key, object)| (key.clone(), Arc::clone(object))));
         }
-        objects
+        (objects, is_fine)
     }
+}
+
+/// The documents of a file by the digests of their texts, parsed where `old` does not know them.
+fn parse(text: &str, old: Option<&Content>) -> Result<Vec<(u64, Option<Manifest>)>, WireError> {
+    let document = |text: &str| {
+        let digest = digest(text);
+        let known = old.is_some_and(|old| old.documents.contains_key(&digest));
+        Ok((digest, if known { None } else { Some(Manifest::read(text)?) }))
+    };
+    let parsed: Result<_, WireError> = wire::pieces(text).into_iter().map(document).collect();
+    // Read as a whole, the error says which document it is, and which line of the file.
+    parsed.or_else(|_| Ok(vec![(digest(text), Some(Manifest::read(text)?))]))
 }
 
 const fn kept(known: bool) -> &'static str {

@@ -60,6 +60,30 @@ fn a_folder_is_the_sum_of_its_manifests() {
 }
 
 #[test]
+fn a_document_is_parsed_again_where_its_text_changed_or_something_is_wrong_with_it() {
+    let folder = Folder::new("documents");
+    let affine = service("c", "10.96.0.3").replace("spec: {", "spec: {sessionAffinity: ClientIP, ");
+    let text = |ip| service("a", "10.96.0.1") + &service("b", ip) + &affine + &service("a", "10.96.0.1");
+    folder.write("a.yaml", &text("10.96.0.2"));
+    let mut source = source(&folder.0);
+    for ip in ["10.96.0.2", "10.96.0.4", "10.96.0.5"] {
+        folder.write("a.yaml", &text(ip));
+        source.read(&Touched::All);
+        assert_eq!(names(&source), ["Service default/a", "Service default/b", "Service default/c"]);
+        let troubles: Vec<_> = source.troubles().collect();
+        assert!(troubles.len() == 1 && troubles[0].contains("sessionAffinity ClientIP"), "{troubles:?}");
+        let path = folder.0.join("a.yaml");
+        let known = parse(&text(ip), source.files.get(&path)).unwrap();
+        let known: Vec<_> = known.iter().map(|(_, parsed)| parsed.is_none()).collect();
+        assert_eq!(known, [true, true, false, true]);
+    }
+    folder.write("a.yaml", &(text("10.96.0.5") + "---\napiVersion: [\n"));
+    source.read(&Touched::All);
+    let trouble = source.troubles().find(|trouble| trouble.contains("document 5"));
+    assert!(trouble.as_ref().is_some_and(|trouble| trouble.contains("at line 11 ")), "{trouble:?}");
+}
+
+#[test]
 fn a_file_that_does_not_parse_keeps_its_old_content() {
     let folder = Folder::new("broken");
     let path = folder.write("a.yaml", &service("a", "10.96.0.1"));
