@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Context;
 use daemon::{Backoff, OnChange, Random, Shutdown, health::Health, notify};
-use overlay_core::{backend::vxlan, desired::desired, diff::diff, kernel::Kernel, lease::View};
+use overlay_core::{desired::desired, diff::diff, kernel::Kernel, lease::View};
 use rustix::thread::{CapabilitySet, capabilities};
 use tokio::sync::{oneshot, watch};
 
@@ -19,7 +19,7 @@ use crate::{
     firewall::{self, Firewall},
     flags::Settings,
     linux::{LinuxKernel, Scope},
-    lock::{self, FileLock, LockError},
+    lock::{self, FileLock, LockError, OwnDevice},
     node, report,
     run::{Links, Loop},
     source::{self, Ports},
@@ -92,7 +92,10 @@ async fn supervise(settings: Arc<Settings>) -> anyhow::Result<()> {
         let _ = ended_in.send(outcome);
     });
     let kernel_thread = kernel_thread.context("failed to start a thread")?;
-    let leases = source::run(settings.origin.clone(), Ports { facts, view }, shutdown.clone());
+    // Held until the kernel thread has ended.
+    let device = Arc::new(OwnDevice::default());
+    let ports = Ports { facts, view, device: Some(Arc::clone(&device)) };
+    let leases = source::run(settings.origin.clone(), ports, shutdown.clone());
     let outcome = tokio::select! {
         outcome = leases => outcome.map_err(anyhow::Error::from),
         outcome = ended => match outcome {
@@ -131,13 +134,7 @@ pub fn plan(settings: &Settings) -> anyhow::Result<()> {
     if settings.blackhole_route {
         want.add_blackhole(assignment.own.subnet);
     }
-    let mut kernel = LinuxKernel::open(Scope {
-        device: config.vxlan.device.clone(),
-        network: config.network,
-        underlay: facts.underlay.index,
-        wanted: vxlan::device(config, &assignment.own, &facts),
-        sysctls: want.sysctls.keys().cloned().collect(),
-    })?;
+    let mut kernel = LinuxKernel::open(Scope::new(&assignment, &facts, &want))?;
     let mut text = format!("# subnet {}\n", assignment.own.subnet);
     for line in config.notes.iter().cloned().chain(skipped.iter().map(ToString::to_string)) {
         text += &format!("# {line}\n");
@@ -149,6 +146,9 @@ pub fn plan(settings: &Settings) -> anyhow::Result<()> {
     }
     for op in diff(&want, &kernel.observe()?) {
         text += &format!("{op}\n");
+    }
+    for link in kernel.leftovers(&want)? {
+        text += &format!("ip link del {}\n", link.name);
     }
     print(&text)
 }

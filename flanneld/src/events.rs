@@ -28,7 +28,10 @@ use rtnetlink::{
     },
 };
 
-use crate::wake::{Inbox, Interest};
+use crate::{
+    linux::DEVICE_PREFIX,
+    wake::{Inbox, Interest},
+};
 
 /// How long to wait before the connection is opened again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -96,7 +99,7 @@ fn take_link(inbox: &Inbox, interest: &Interest, link: &LinkMessage) {
     let like_ours = link
         .attributes
         .iter()
-        .any(|attribute| matches!(attribute, LinkAttribute::IfName(name) if name.starts_with("flannel.")));
+        .any(|attribute| matches!(attribute, LinkAttribute::IfName(name) if name.starts_with(DEVICE_PREFIX)));
     if index == interest.device || like_ours {
         inbox.post(|pending| pending.everything = true);
     }

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use daemon::OnChange;
 use linux::nft::{Changed, Events, ForeignChain, Socket};
 use netmodel::{IfName, Subnet, TABLE_PREFIX};
 use overlay_core::{
@@ -46,18 +47,31 @@ pub struct Firewall {
     /// Our table has been as it is wanted now.
     in_place: bool,
     warnings: Vec<String>,
+    said: OnChange,
 }
 
 /// What can't be done without: our own table.
 #[derive(Debug, thiserror::Error)]
-#[error("failed to keep the rules for packets of pods")]
-pub struct FirewallError(#[source] linux::Error);
+pub enum FirewallError {
+    /// The kernel has nftables, but not all that our rules are made of.
+    #[error(
+        "this kernel's nftables lacks what masquerading takes: nft_chain_nat, nft_masq or nft_fib_ipv4 \
+         (CONFIG_NFT_NAT, CONFIG_NFT_MASQ, CONFIG_NFT_FIB_IPV4)"
+    )]
+    NoMasquerade(#[source] linux::Error),
+    /// Another reason.
+    #[error("failed to keep the rules for packets of pods")]
+    Failed(#[from] linux::Error),
+}
 
 impl FirewallError {
     /// The kernel lacks what it takes.
     #[must_use]
     pub fn is_final(&self) -> bool {
-        self.0.retry() == linux::Retry::Never
+        match self {
+            Self::NoMasquerade(_) => true,
+            Self::Failed(error) => error.retry() == linux::Retry::Never,
+        }
     }
 }
 
@@ -84,6 +98,7 @@ impl Firewall {
             dirty: true,
             in_place: false,
             warnings: Vec::new(),
+            said: OnChange::default(),
         })
     }
 
@@ -122,11 +137,13 @@ impl Firewall {
         let (Some(want), true) = (self.want.clone(), self.dirty) else { return Ok(Vec::new()) };
         match self.own_table(&want) {
             // A kernel without nftables has nothing of ours to take out.
-            Err(error) if error.is_unsupported() && want.table.is_none() && !self.wishes.forward => {
+            Err(FirewallError::Failed(error))
+                if error.is_unsupported() && want.table.is_none() && !self.wishes.forward =>
+            {
                 (self.in_place, self.dirty) = (true, false);
                 return Ok(Vec::new());
             }
-            outcome => outcome.map_err(FirewallError)?,
+            outcome => outcome?,
         }
         self.in_place = true;
         let network = self.wishes.forward.then_some(want.network);
@@ -134,24 +151,52 @@ impl Firewall {
             Ok(()) => Vec::new(),
             Err(error) => vec![daemon::one_line(&error)],
         };
-        self.warnings = self.look_around(&want).unwrap_or_default();
+        self.warnings = match self.look_around(&want) {
+            Ok(warnings) => {
+                self.said.clear();
+                warnings
+            }
+            Err(error) => {
+                let text =
+                    format!("what else drops forwarded packets is not known: {}", daemon::one_line(&error));
+                if self.said.is_new(&text) {
+                    tracing::warn!("{text}");
+                }
+                vec![text]
+            }
+        };
         self.dirty = !failures.is_empty();
         Ok(failures)
     }
 
-    fn own_table(&mut self, want: &Want) -> Result<(), linux::Error> {
+    fn own_table(&mut self, want: &Want) -> Result<(), FirewallError> {
         let name = Name::from(masquerade::table_name(&want.device));
-        let have = self.socket.table(Family::Ip, &name)?;
-        let transaction = match (&want.table, &have) {
-            (Some(table), have) => ruleset::diff(table, have.as_ref()),
-            (None, Some(_)) => Transaction::delete(Family::Ip, &name),
-            (None, None) => return Ok(()),
-        };
-        if !transaction.is_empty() {
-            self.socket.commit(&transaction)?;
-            tracing::info!(table = %name, "firewall rules written");
+        let mut attempts = ATTEMPTS;
+        loop {
+            let have = self.socket.table(Family::Ip, &name)?;
+            let transaction = match (&want.table, &have) {
+                (Some(table), have) => ruleset::diff(table, have.as_ref()),
+                (None, Some(_)) => Transaction::delete(Family::Ip, &name),
+                (None, None) => return Ok(()),
+            };
+            if transaction.is_empty() {
+                return Ok(());
+            }
+            attempts -= 1;
+            match self.socket.commit(&transaction) {
+                Ok(()) => {
+                    tracing::info!(table = %name, "firewall rules written");
+                    return Ok(());
+                }
+                // Somebody removed the table meanwhile.
+                Err(error) if error.is_not_found() && attempts > 0 => {}
+                // Linux says of a kind of chain or expression, too, that it is not found.
+                Err(error) if self.wishes.masquerade && error.is_not_found() => {
+                    return Err(FirewallError::NoMasquerade(error));
+                }
+                Err(error) => return Err(error.into()),
+            }
         }
-        Ok(())
     }
 
     /// Puts our two rules where they belong in the chain of others; with no `network`, takes them out.

@@ -10,6 +10,7 @@ pub mod commands;
 pub mod events;
 pub mod firewall;
 pub mod flags;
+pub mod hold;
 pub mod linux;
 pub mod lock;
 pub mod node;

@@ -16,10 +16,16 @@ use linux::{
 };
 use netmodel::{IfName, Mac, Mtu, Port, ROUTE_PROTOCOL, Subnet};
 use overlay_core::{
+    backend::vxlan,
+    host::NodeFacts,
     kernel::Kernel,
+    lease::Assignment,
     op::Op,
     overlay::{Device, Hop, Overlay, Remote, RouteKey},
 };
+
+/// What the VXLAN devices are named by, with the VNI behind it.
+pub const DEVICE_PREFIX: &str = "flannel.";
 
 /// Which part of the kernel's state is looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +40,21 @@ pub struct Scope {
     pub wanted: Device,
     /// Kernel settings by path below `/proc/sys/`.
     pub sysctls: Vec<String>,
+}
+
+impl Scope {
+    /// What is to be looked at where `want` is wanted.
+    #[must_use]
+    pub fn new(assignment: &Assignment, facts: &NodeFacts, want: &Overlay) -> Self {
+        let config = &assignment.config;
+        Self {
+            device: config.vxlan.device.clone(),
+            network: config.network,
+            underlay: facts.underlay.index,
+            wanted: vxlan::device(config, &assignment.own, facts),
+            sysctls: want.sysctls.keys().cloned().collect(),
+        }
+    }
 }
 
 /// The kernel could not do what was asked.
@@ -76,9 +97,11 @@ impl LinuxKernel {
         Ok(Self { socket: RouteSocket::open()?, scope, index: None })
     }
 
-    /// Looks at another part from now on.
-    pub fn set_scope(&mut self, scope: Scope) {
+    /// Looks at another part from now on. Whether it is another one: what was observed may not hold there.
+    pub fn set_scope(&mut self, scope: Scope) -> bool {
+        let is_other = self.scope != scope;
         self.scope = scope;
+        is_other
     }
 
     /// Index of our device, if it exists.
@@ -97,14 +120,59 @@ impl LinuxKernel {
         self.scope.sysctls.iter().filter_map(read).collect()
     }
 
-    fn find_device(&mut self) -> Result<Option<Device>, KernelError> {
-        self.index = None;
-        let Some(link) = self.socket.link(&self.scope.device)? else { return Ok(None) };
+    /// Our device, with the name that it has.
+    fn find_device(&mut self) -> Result<Option<(IfName, Device)>, KernelError> {
+        let last = self.index.take();
+        let found = match self.socket.link(&self.scope.device)? {
+            None => self.socket.links()?.into_iter().find(|link| self.is_renamed(link, last)),
+            found => found,
+        };
+        let Some(link) = found else { return Ok(None) };
         let Kind::Vxlan(facts) = &link.kind else {
             return Err(KernelError::NotVxlan(self.scope.device.clone()));
         };
         self.index = Some(link.index);
-        Ok(Some(device(&link, facts, &self.scope)))
+        let device = device(&link, facts, &self.scope);
+        Ok(Some((link.name, device)))
+    }
+
+    /// The device is ours under another name: it stands where ours has to be, and is the one that we had or
+    /// has the Ethernet address that belongs to our lease.
+    fn is_renamed(&self, link: &Link, last: Option<u32>) -> bool {
+        let wanted = &self.scope.wanted;
+        let Kind::Vxlan(facts) = &link.kind else { return false };
+        (facts.vni, facts.port) == (Some(wanted.vni), wanted.port.get())
+            && (Some(link.index) == last || link.mac == Some(wanted.mac))
+    }
+
+    /// Devices that this node had under other VNIs: they are named like ours, and hold an address that ours
+    /// has to have.
+    ///
+    /// # Errors
+    /// The kernel did not answer.
+    pub fn leftovers(&mut self, want: &Overlay) -> Result<Vec<Link>, linux::Error> {
+        let addresses = self.socket.addresses(None)?;
+        let holds_ours = |link: &Link| {
+            addresses.iter().any(|a| match a.address {
+                IpAddr::V4(ip) => a.device == link.index && want.addresses.contains(&(ip, a.prefix)),
+                IpAddr::V6(_) => false,
+            })
+        };
+        let is_earlier = |link: &Link| {
+            matches!(&link.kind, Kind::Vxlan(facts)
+                if facts.vni.is_some_and(|vni| vni != self.scope.wanted.vni
+                    && link.name.as_str() == format!("{DEVICE_PREFIX}{vni}")))
+        };
+        let links = self.socket.links()?;
+        Ok(links.into_iter().filter(|link| is_earlier(link) && holds_ours(link)).collect())
+    }
+
+    /// Removes a device.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn remove(&mut self, link: &Link) -> Result<(), linux::Error> {
+        self.socket.request(&link::delete(link.index, &link.name)).or_else(settle)
     }
 
     /// Entries that hang on our device.
@@ -154,7 +222,7 @@ impl LinuxKernel {
                 sysctl::write(&path.split('/').collect::<Vec<_>>(), value)?;
             }
             Op::AddDevice(name, device) => {
-                self.socket.request(&vxlan(name, device).add())?;
+                self.socket.request(&vxlan_device(name, device).add())?;
                 self.index = self.socket.link(name)?.map(|link| link.index);
             }
             Op::DelDevice(name) => {
@@ -180,6 +248,9 @@ impl LinuxKernel {
         }
         let index = self.index?;
         Some(match op {
+            Op::RenameDevice(name, own) => {
+                link::change(index, name, &Change { rename: Some(own), ..Change::default() })
+            }
             Op::ChangeDevice(name, device) => {
                 link::change_vxlan(index, name, device.local.into(), device.learning)
             }
@@ -215,7 +286,9 @@ impl Kernel for LinuxKernel {
 
     fn observe(&mut self) -> Result<Overlay, KernelError> {
         let mut seen = Overlay::empty(self.scope.device.clone());
-        seen.device = self.find_device()?;
+        if let Some((name, device)) = self.find_device()? {
+            (seen.name, seen.device) = (name, Some(device));
+        }
         if let Some(index) = self.index {
             match self.observe_entries(index, &mut seen) {
                 Err(KernelError::Linux(error)) if error.is_not_found() => {
@@ -278,7 +351,7 @@ fn device(link: &Link, facts: &VxlanFacts, scope: &Scope) -> Device {
     }
 }
 
-fn vxlan(name: &IfName, device: &Device) -> link::Vxlan {
+fn vxlan_device(name: &IfName, device: &Device) -> link::Vxlan {
     link::Vxlan {
         name: name.clone(),
         vni: device.vni,

@@ -11,6 +11,7 @@ use std::{
         },
     },
     path::{Path, PathBuf},
+    sync::OnceLock,
     thread,
     time::Duration,
 };
@@ -104,6 +105,25 @@ pub fn device(name: &IfName) -> Result<DeviceLock, LockError> {
         Ok(listener) => Ok(DeviceLock(listener)),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(LockError::DeviceHeld(name.clone())),
         Err(cause) => Err(LockError::Failed { object: format!("interface {name}"), cause }),
+    }
+}
+
+/// The device that this process holds, once its configuration says which: the source takes it before it
+/// leases anything, and whoever started the process lets go when everybody has ended.
+#[derive(Debug, Default)]
+pub struct OwnDevice(OnceLock<DeviceLock>);
+
+impl OwnDevice {
+    /// Takes the device, unless one is held already.
+    ///
+    /// # Errors
+    /// As [`device`].
+    pub fn hold(&self, name: &IfName) -> Result<(), LockError> {
+        if self.0.get().is_none() {
+            // Nobody else sets it: there is one source.
+            let _ = self.0.set(device(name)?);
+        }
+        Ok(())
     }
 }
 

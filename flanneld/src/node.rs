@@ -15,10 +15,7 @@ use overlay_core::{
 };
 use sha2::{Digest, Sha256};
 
-use crate::flags::Settings;
-
-/// What the devices of VXLAN are named by.
-const DEVICE_PREFIX: &str = "flannel.";
+use crate::{flags::Settings, linux::DEVICE_PREFIX};
 
 /// Why nothing is known about this node yet. It may change: waiting helps.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +73,14 @@ impl Host {
         self.link(address.device)
     }
 
+    /// The VXLAN device has the address of the earlier subnet: it is ours, though somebody renamed it.
+    fn is_renamed(&self, link: &Link, previous: Option<Subnet>) -> bool {
+        let held = |a: &Address| {
+            a.device == link.index && a.prefix == 32 && Some(a.address) == previous.map(|p| p.address())
+        };
+        self.addresses.iter().any(held)
+    }
+
     /// IPv4 addresses of an interface, the best first: of global scope, not from a lease.
     fn ipv4(&self, device: u32) -> Vec<std::net::Ipv4Addr> {
         let mut found: Vec<_> = self.addresses.iter().filter(|a| a.device == device).collect();
@@ -102,8 +107,8 @@ pub fn facts(settings: &Settings, socket: &mut RouteSocket) -> Result<NodeFacts,
         identity: identity(link),
         public_ip: settings.public_ip.unwrap_or(underlay.address),
         underlay,
-        vteps: vteps(&host),
-        host: prefixes(&host),
+        vteps: vteps(&host, previous),
+        host: prefixes(&host, previous),
         previous,
     })
 }
@@ -216,21 +221,24 @@ fn underlay(settings: &Settings, host: &Host, link: &Link) -> Result<Underlay, N
 }
 
 /// The VXLAN devices that look like flannel's.
-fn vteps(host: &Host) -> Vec<(Vni, netmodel::Mac)> {
+fn vteps(host: &Host, previous: Option<Subnet>) -> Vec<(Vni, netmodel::Mac)> {
     let vtep = |link: &Link| {
-        let number: u64 = link.name.as_str().strip_prefix(DEVICE_PREFIX)?.parse().ok()?;
-        let vni = Vni::try_from(number).ok()?;
+        let Kind::Vxlan(facts) = &link.kind else { return None };
         let mac = link.mac.filter(|mac| !mac.is_zero() && !mac.is_multicast())?;
-        matches!(&link.kind, Kind::Vxlan(facts) if facts.vni == Some(vni)).then_some((vni, mac))
+        let vni = facts.vni?;
+        let named = link.name.as_str() == format!("{DEVICE_PREFIX}{vni}");
+        (named || host.is_renamed(link, previous)).then_some((vni, mac))
     };
     host.links.iter().filter_map(vtep).collect()
 }
 
 /// What this host uses of IPv4, except through devices like ours and by routes of ours.
-fn prefixes(host: &Host) -> Vec<HostPrefix> {
+fn prefixes(host: &Host, previous: Option<Subnet>) -> Vec<HostPrefix> {
     let tunnel = |index: Option<u32>| {
         let link = index.and_then(|index| host.link(index));
-        link.is_some_and(|l| matches!(l.kind, Kind::Vxlan(_)) && l.name.as_str().starts_with(DEVICE_PREFIX))
+        link.filter(|link| matches!(link.kind, Kind::Vxlan(_))).is_some_and(|link| {
+            link.name.as_str().starts_with(DEVICE_PREFIX) || host.is_renamed(link, previous)
+        })
     };
     let place = |index: Option<u32>| {
         let link = index.and_then(|index| host.link(index));

@@ -14,22 +14,18 @@ use std::{
 use daemon::{Backoff, OnChange, Random, health::Health};
 use linux::netlink::RouteSocket;
 use overlay_core::{
-    backend::vxlan,
     desired::{Skipped, desired},
-    diff::diff,
     host::NodeFacts,
-    kernel::Kernel,
     lease::{Assignment, View},
-    op::Op,
     overlay::Overlay,
 };
 use tokio::sync::watch;
 
 use crate::{
-    firewall::{self, Firewall, FirewallError},
+    firewall,
     flags::Settings,
-    linux::{KernelError, LinuxKernel, Scope},
-    lock::{self, DeviceLock, LockError},
+    hold::{Fatal, Hold},
+    linux::Scope,
     node,
     report::Reporter,
     wake::{Inbox, Interest, Pending},
@@ -46,23 +42,6 @@ const MANY_PASSES: u32 = 20;
 const MOMENT: Duration = Duration::from_millis(50);
 /// Events about this host's addresses and routes come in bursts.
 const BURST: Duration = Duration::from_millis(100);
-
-/// What ends the daemon: no waiting can change it.
-#[derive(Debug, thiserror::Error)]
-pub enum Fatal {
-    /// Another flanneld holds the device.
-    #[error(transparent)]
-    Held(#[from] LockError),
-    /// A privilege or a kernel feature is missing.
-    #[error("this kernel does not let flanneld work")]
-    Kernel(#[source] KernelError),
-    /// A privilege or a kernel feature is missing.
-    #[error("this kernel does not let flanneld work")]
-    Firewall(#[source] FirewallError),
-    /// Netlink itself is missing.
-    #[error("failed to talk to the kernel")]
-    Netlink(#[source] linux::Error),
-}
 
 /// What connects the loop to the others.
 #[derive(Debug)]
@@ -86,22 +65,6 @@ struct Target {
     facts: NodeFacts,
     want: Overlay,
     skipped: Vec<Skipped>,
-}
-
-/// What we hold in the kernel.
-#[derive(Debug)]
-struct Hold {
-    kernel: LinuxKernel,
-    firewall: Firewall,
-    /// What the kernel acknowledged.
-    shadow: Option<Overlay>,
-    /// The last pass changed something.
-    changed: bool,
-    /// The shadow may differ from what is there: read all again.
-    unsure: bool,
-    /// All was in place once: this kernel can do it, so a refusal no longer ends the daemon.
-    proven: bool,
-    _lock: DeviceLock,
 }
 
 /// The loop.
@@ -190,7 +153,7 @@ impl Loop {
                 self.look_at_host();
             }
             let done = self.pass(&pending)?;
-            if self.hold.as_ref().is_some_and(|hold| hold.changed) && pace.is_too_fast(now) {
+            if self.hold.as_ref().is_some_and(Hold::has_changed) && pace.is_too_fast(now) {
                 thread::sleep(MOMENT);
             }
             let failed = !done || self.facts.is_none();
@@ -227,39 +190,23 @@ impl Loop {
         if self.target.as_ref().is_some_and(same) {
             return Ok(());
         }
-        let config = &assignment.config;
-        let (mut want, skipped) = desired(&assignment.leases, config, &assignment.own, facts);
+        let (mut want, skipped) = desired(&assignment.leases, &assignment.config, &assignment.own, facts);
         if self.settings.blackhole_route {
             want.add_blackhole(assignment.own.subnet);
         }
-        let scope = Scope {
-            device: config.vxlan.device.clone(),
-            network: config.network,
-            underlay: facts.underlay.index,
-            wanted: vxlan::device(config, &assignment.own, facts),
-            sysctls: want.sysctls.keys().cloned().collect(),
-        };
-        match &mut self.hold {
-            Some(hold) => hold.kernel.set_scope(scope),
-            None => {
-                let lock = lock::device(&scope.device)?;
-                let kernel = LinuxKernel::open(scope).map_err(Fatal::Netlink)?;
-                let firewall = Firewall::open(firewall::wishes(&self.settings)).map_err(Fatal::Netlink)?;
-                self.links.nft_port.store(firewall.port(), Ordering::Relaxed);
-                self.hold = Some(Hold {
-                    kernel,
-                    firewall,
-                    shadow: None,
-                    unsure: true,
-                    changed: false,
-                    proven: false,
-                    _lock: lock,
-                });
+        let scope = Scope::new(assignment, facts, &want);
+        let hold = match &mut self.hold {
+            Some(hold) => {
+                hold.set_scope(scope);
+                hold
             }
-        }
-        if let Some(hold) = &mut self.hold {
-            hold.firewall.aim(&config.vxlan.device, assignment.own.subnet, config.network);
-        }
+            None => {
+                let hold = Hold::open(scope, firewall::wishes(&self.settings))?;
+                self.links.nft_port.store(hold.nft_port(), Ordering::Relaxed);
+                self.hold.insert(hold)
+            }
+        };
+        hold.aim_firewall(assignment.own.subnet);
         let (assignment, facts) = (Arc::clone(assignment), facts.clone());
         self.target = Some(Target { assignment, facts, want, skipped });
         self.warn();
@@ -305,15 +252,15 @@ impl Loop {
     /// Tells the monitors what to look at.
     fn watch(&self) {
         self.links.inbox.set_interest(Interest {
-            device: self.hold.as_ref().and_then(|hold| hold.kernel.index()),
+            device: self.hold.as_ref().and_then(Hold::index),
             underlay: self.facts.as_ref().map(|facts| facts.underlay.index),
             network: self.target.as_ref().map(|target| target.assignment.config.network),
         });
     }
 
     fn look_at_settings(&mut self) {
-        if let Some(Hold { kernel, shadow: Some(shadow), .. }) = &mut self.hold {
-            shadow.sysctls = kernel.settings();
+        if let Some(hold) = &mut self.hold {
+            hold.look_at_settings();
         }
     }
 
@@ -380,102 +327,5 @@ impl Trouble {
             tracing::warn!("{text}; trying again");
         }
         false
-    }
-}
-
-impl Hold {
-    /// Corrects the shadow by what happened.
-    fn take_note(&mut self, pending: &Pending) {
-        self.unsure |= pending.everything;
-        if pending.firewall {
-            self.firewall.look_again();
-        }
-        if let Some(shadow) = &mut self.shadow {
-            for change in pending.changes.values() {
-                shadow.note(change);
-            }
-        }
-    }
-
-    /// Makes the kernel hold what is wanted; what failed comes back as text.
-    fn bring_about(&mut self, want: &Overlay) -> Result<Vec<String>, Fatal> {
-        // The rules first: no packet of a pod leaves without them.
-        let mut failures = match self.firewall.reconcile() {
-            Ok(failures) => failures,
-            Err(error) if error.is_final() && !self.proven => return Err(Fatal::Firewall(error)),
-            Err(error) => vec![daemon::one_line(&error)],
-        };
-        match self.reconcile(want) {
-            Ok(more) => failures.extend(more),
-            Err(error) if error.is_final() && !self.proven => return Err(Fatal::Kernel(error)),
-            Err(error) => failures.push(daemon::one_line(&error)),
-        }
-        self.proven |= self.is_up(want);
-        Ok(failures)
-    }
-
-    /// Carries out what is missing on our device and among routes.
-    fn reconcile(&mut self, want: &Overlay) -> Result<Vec<String>, KernelError> {
-        self.changed = false;
-        let mut failures = Vec::new();
-        let mut have = match self.shadow.take() {
-            Some(have) if !self.unsure => have,
-            _ => match self.kernel.observe() {
-                // It went while it was looked at: now it is not there.
-                Err(KernelError::Gone(_)) => self.kernel.observe()?,
-                seen => seen?,
-            },
-        };
-        self.unsure = false;
-        let plan: Vec<Op> = diff(want, &have).into_iter().collect();
-        let mut done = 0_usize;
-        for (op, result) in plan.iter().zip(self.kernel.apply(&plan)) {
-            match result {
-                Ok(()) => {
-                    tracing::debug!("{op}");
-                    have.acknowledge(op);
-                    done += 1;
-                }
-                Err(error) if matches!(op, Op::AddDevice(..)) && error.is_final() => return Err(error),
-                // Where /proc/sys is read-only somebody else has to see to it: the status says so.
-                Err(error) if matches!(op, Op::SetSysctl(..)) => tracing::debug!("{error}"),
-                Err(error) => {
-                    failures.push(daemon::one_line(&error));
-                    self.unsure = true;
-                }
-            }
-        }
-        self.changed = done > 0;
-        if let Some(first) = plan.first().filter(|_| done > 0) {
-            tracing::info!(done, failed = failures.len(), %first, "overlay changed");
-        }
-        self.shadow = Some(have);
-        Ok(failures)
-    }
-
-    /// Pods can be made: the device is there, and their packets meet the rules.
-    fn is_up(&self, want: &Overlay) -> bool {
-        let is_there = |have: &Overlay| have.device == want.device && have.addresses == want.addresses;
-        self.firewall.is_in_place() && self.shadow.as_ref().is_some_and(is_there)
-    }
-
-    /// What a user should know, though the overlay works.
-    fn warnings(&self) -> Vec<String> {
-        let mut warnings = self.firewall.warnings();
-        let Some(have) = &self.shadow else { return warnings };
-        if have.sysctls.get("net/ipv4/ip_forward").is_some_and(|value| value != "1") {
-            warnings.push(
-                "net.ipv4.ip_forward is off and can't be set: pods reach nothing outside their node"
-                    .to_owned(),
-            );
-        }
-        if have.sysctls.get("net/bridge/bridge-nf-call-iptables").is_none_or(|value| value != "1") {
-            warnings.push(
-                "net.bridge.bridge-nf-call-iptables is off: Services break whose endpoint is on the same node \
-                 as the client; load br_netfilter and set it to 1"
-                    .to_owned(),
-            );
-        }
-        warnings
     }
 }

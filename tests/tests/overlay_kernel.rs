@@ -30,6 +30,11 @@ fn name() -> IfName {
     "flannel.1".parse().unwrap()
 }
 
+/// What somebody else calls our device.
+fn other_name() -> IfName {
+    "other0".parse().unwrap()
+}
+
 fn network() -> Subnet {
     "10.5.0.0/16".parse().unwrap()
 }
@@ -76,7 +81,9 @@ fn operation(random: &mut Random) -> Op {
         18..=21 => Op::SetNeighbour(name(), address, mac(third)),
         22..=26 => Op::SetRoute(name(), key(third, metric), hop),
         27 => Op::DelRoute(name(), key(third, metric), hop),
-        28..=29 => Op::DelNeighbour(name(), address),
+        28 => Op::DelNeighbour(name(), address),
+        29 if below(random, 2) == 0 => Op::RenameDevice(name(), other_name()),
+        29 => Op::RenameDevice(other_name(), name()),
         _ => Op::DelFdb(name(), mac(third), Remote::plain([192, 0, 2, node].into())),
     }
 }
@@ -124,7 +131,8 @@ fn the_fake_kernel_ends_where_the_real_one_does() -> Result<()> {
 /// A change that somebody else makes, as a command; many fail, since what they are about is not there.
 fn foreign(random: &mut Random) -> String {
     let (third, node, last) = (below(random, 4), 10 + below(random, 3), below(random, 4));
-    match below(random, 16) {
+    match below(random, 17) {
+        16 => "ip link set flannel.1 name other0".to_owned(),
         0 => "ip link del flannel.1".to_owned(),
         1 => "ip link set flannel.1 down".to_owned(),
         2 => format!("ip link set flannel.1 address 02:00:00:00:00:0{last}"),

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use netmodel::IfName;
+
 use crate::{
     op::Op,
     overlay::{Device, Overlay},
@@ -28,15 +30,18 @@ fn device(want: &Overlay, base: &mut Overlay, ops: &mut BTreeSet<Op>) {
     match (&want.device, base.device.take()) {
         (None, None) => {}
         (None, Some(_)) => {
-            ops.insert(Op::DelDevice(name.clone()));
+            ops.insert(Op::DelDevice(base.name.clone()));
             base.lose_device();
         }
-        (Some(new), None) => create(new, base, ops),
+        (Some(new), None) => create(name, new, base, ops),
         (Some(new), Some(old)) if !new.fits(&old) => {
-            ops.insert(Op::DelDevice(name.clone()));
-            create(new, base, ops);
+            ops.insert(Op::DelDevice(base.name.clone()));
+            create(name, new, base, ops);
         }
         (Some(new), Some(old)) => {
+            if *name != base.name {
+                ops.insert(Op::RenameDevice(base.name.clone(), name.clone()));
+            }
             if (new.local, new.learning) != (old.local, old.learning) {
                 ops.insert(Op::ChangeDevice(name.clone(), new.clone()));
             }
@@ -54,10 +59,10 @@ fn device(want: &Overlay, base: &mut Overlay, ops: &mut BTreeSet<Op>) {
     }
 }
 
-fn create(device: &Device, base: &mut Overlay, ops: &mut BTreeSet<Op>) {
-    ops.insert(Op::AddDevice(base.name.clone(), device.clone()));
+fn create(name: &IfName, device: &Device, base: &mut Overlay, ops: &mut BTreeSet<Op>) {
+    ops.insert(Op::AddDevice(name.clone(), device.clone()));
     if device.up {
-        ops.insert(Op::SetUp(base.name.clone()));
+        ops.insert(Op::SetUp(name.clone()));
     }
     base.lose_device();
 }

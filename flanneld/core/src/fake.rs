@@ -39,6 +39,9 @@ impl FakeKernel {
         match op {
             Op::SetSysctl(path, _) if !self.now.sysctls.contains_key(path) => return Err("no such setting"),
             Op::AddDevice(..) if self.now.device.is_some() => return Err("the device exists"),
+            Op::RenameDevice(name, _) | Op::DelDevice(name) if *name != self.now.name => {
+                return Err("no device of that name");
+            }
             Op::SetSysctl(..) | Op::DelDevice(_) | Op::AddDevice(..) => {}
             Op::SetRoute(_, _, hop) if !hop.is_on_device() => {}
             Op::DelRoute(..) => {}

@@ -135,6 +135,14 @@ ip neigh replace 10.5.34.0 lladdr 02:00:00:00:00:02 dev flannel.1 nud permanent"
 }
 
 #[test]
+fn a_device_that_was_renamed_gets_its_name_back_and_keeps_everything() {
+    let peers = [lease("10.5.34.0-24", "192.0.2.2", 2)];
+    let mut have = settled(&peers);
+    have.name = "other0".parse().unwrap();
+    check(&have, &peers, "ip link set other0 name flannel.1");
+}
+
+#[test]
 fn a_device_that_cannot_be_changed_is_made_anew_with_all_peers_and_its_address() {
     let peers = [lease("10.5.34.0-24", "192.0.2.2", 2)];
     let mut have = settled(&peers);
@@ -289,6 +297,7 @@ prop_compose! {
         stray_entries in prop::collection::vec((0_u8..12, 0_u8..12, prop::bool::ANY), 0..5),
         lost in prop::collection::vec(0_u8..12, 0..5),
         addresses in prop::collection::btree_set((0_u8..12).prop_map(|n| ([10, 5, n, 0].into(), 32)), 0..3),
+        renamed: bool,
     ) -> Overlay {
         let mut have = settled(&leases);
         have.sysctls.insert("net/ipv4/ip_forward".to_owned(), u8::from(forward).to_string());
@@ -306,6 +315,9 @@ prop_compose! {
             have.neighbours.remove(&[10, 5, mac, 0].into());
         }
         have.addresses = addresses;
+        if renamed && device.is_some() {
+            have.name = "other0".parse().unwrap();
+        }
         match device {
             // A device that is down has no routes and neighbours.
             Some(device) if !device.up => {

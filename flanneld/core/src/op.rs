@@ -13,6 +13,8 @@ use crate::overlay::{Device, Hop, Overlay, Remote, RouteKey};
 pub enum Op {
     /// Writes a kernel setting.
     SetSysctl(String, String),
+    /// Gives the device its own name back. Everything on it stays.
+    RenameDevice(IfName, IfName),
     /// Removes the device, and with it everything on it.
     DelDevice(IfName),
     /// Creates the device, down.
@@ -57,6 +59,7 @@ impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::SetSysctl(path, value) => write!(f, "sysctl -w {path}={value}"),
+            Self::RenameDevice(dev, name) => write!(f, "ip link set {dev} name {name}"),
             Self::DelDevice(dev) => write!(f, "ip link del {dev}"),
             Self::AddDevice(dev, device) => write!(f, "ip link add {dev} {device}"),
             Self::ChangeDevice(dev, device) => {
@@ -103,7 +106,11 @@ impl Overlay {
     pub fn acknowledge(&mut self, op: &Op) {
         match op {
             Op::SetSysctl(path, value) => drop(self.sysctls.insert(path.clone(), value.clone())),
-            Op::AddDevice(_, device) => self.device = Some(Device { up: false, ..device.clone() }),
+            Op::RenameDevice(_, name) => self.name.clone_from(name),
+            Op::AddDevice(name, device) => {
+                self.name.clone_from(name);
+                self.device = Some(Device { up: false, ..device.clone() });
+            }
             Op::DelDevice(_) => self.lose_device(),
             Op::AddAddress(_, address, length) => drop(self.addresses.insert((*address, *length))),
             Op::DelAddress(_, address, length) => self.lose_address(*address, *length),

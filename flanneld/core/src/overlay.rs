@@ -11,7 +11,7 @@ use netmodel::{IfName, Mac, Mtu, Port, Subnet, Vni};
 /// Everything of ours in the kernel, except nftables.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Overlay {
-    /// Name of the VXLAN device.
+    /// Name of the VXLAN device; somebody may have given it another one.
     pub name: IfName,
     /// The VXLAN device, where it exists.
     pub device: Option<Device>,

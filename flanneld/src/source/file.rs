@@ -150,7 +150,8 @@ fn named(own: &str, leases: &[RawLease], config: &Config, facts: &NodeFacts) -> 
     config.offers(subnet).then_some(lease)
 }
 
-/// Follows the file, for ever; returns if no subnet is free of overlap with this host at the start.
+/// Follows the file, for ever; returns if no subnet is free of overlap with this host at the start, or if
+/// another flanneld holds the device.
 pub(super) async fn follow(path: &Path, mut ports: Ports) -> Fatal {
     let mut said = OnChange::default();
     let mut before = None;
@@ -163,6 +164,9 @@ pub(super) async fn follow(path: &Path, mut ports: Ports) -> Fatal {
             let used = ports.view.borrow().assignment.as_ref().map(|assignment| assignment.config.clone());
             match read_under(path, &facts, used.as_ref()) {
                 Ok((assignment, is_other)) => {
+                    if let Err(held) = ports.hold(&assignment.config) {
+                        return held;
+                    }
                     let problem = is_other.then(|| config_changed(path));
                     publish(&ports, assignment, problem, &mut said);
                 }
@@ -170,7 +174,7 @@ pub(super) async fn follow(path: &Path, mut ports: Ports) -> Fatal {
                     if matches!(cause, NoSubnet::AllOverlap { .. })
                         && ports.view.borrow().assignment.is_none() =>
                 {
-                    return Fatal(cause);
+                    return Fatal::NoSubnet(cause);
                 }
                 Err(error) => {
                     let problem = daemon::one_line(&error);
@@ -322,7 +326,10 @@ mod tests {
         let (_facts, heard) = watch::channel(Some(facts("192.0.2.4")));
         let (said, mut view) = watch::channel(View::default());
         let path = file.0.clone();
-        let task = tokio::spawn(async move { follow(&path, Ports { facts: heard, view: said }).await });
+        let task =
+            tokio::spawn(
+                async move { follow(&path, Ports { facts: heard, view: said, device: None }).await },
+            );
         let leases = |view: &View| view.assignment.as_ref().map_or(0, |a| a.leases.len());
         view.wait_for(|view| leases(view) == 2).await.unwrap();
         file.replace("{");

@@ -10,14 +10,20 @@
 pub mod etcd;
 pub mod file;
 
+use std::sync::Arc;
+
 use daemon::Shutdown;
 use overlay_core::{
+    config::Config,
     host::NodeFacts,
     lease::{Assignment, NoSubnet, View},
 };
 use tokio::sync::watch;
 
-use crate::flags::Origin;
+use crate::{
+    flags::Origin,
+    lock::{LockError, OwnDevice},
+};
 
 /// What a source hears and says.
 #[derive(Debug)]
@@ -26,12 +32,28 @@ pub struct Ports {
     pub facts: watch::Receiver<Option<NodeFacts>>,
     /// What the source knows. The latest one wins.
     pub view: watch::Sender<View>,
+    /// Takes the device before anything is leased for it; `None` where the source runs by itself, without
+    /// a device.
+    pub device: Option<Arc<OwnDevice>>,
+}
+
+impl Ports {
+    /// Takes the device of the configuration that is used.
+    fn hold(&self, config: &Config) -> Result<(), Fatal> {
+        self.device.as_ref().map_or(Ok(()), |device| Ok(device.hold(&config.vxlan.device)?))
+    }
 }
 
 /// What no waiting can change.
 #[derive(Debug, thiserror::Error)]
-#[error("failed to lease a subnet")]
-pub struct Fatal(#[source] pub NoSubnet);
+pub enum Fatal {
+    /// Every subnet overlaps this host.
+    #[error("failed to lease a subnet")]
+    NoSubnet(#[source] NoSubnet),
+    /// Another flanneld holds the device.
+    #[error(transparent)]
+    Held(#[from] LockError),
+}
 
 /// There is nothing to look at.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +63,7 @@ pub struct LookError(String);
 /// Follows `origin` until the end is asked for.
 ///
 /// # Errors
-/// Every subnet of the network overlaps this host, at the start.
+/// Every subnet of the network overlaps this host, at the start; another flanneld holds the device.
 pub async fn run(origin: Origin, ports: Ports, shutdown: Shutdown) -> Result<(), Fatal> {
     let follow = async {
         match origin {

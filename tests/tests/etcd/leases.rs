@@ -1,14 +1,22 @@
 //! Who gets which subnet, and what is written.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
-use flanneld::source::etcd::Times;
-use overlay_core::wire::vxlan_value;
+use flanneld::{
+    lock::{self, LockError},
+    source::{
+        Fatal, Ports,
+        etcd::{Session, Times},
+    },
+};
+use overlay_core::{lease::View, wire::vxlan_value};
+use serde_json::json;
+use tokio::{sync::watch, time::timeout};
 
 use crate::{
-    node::{Node, eventually, facts, key, quick, settings},
-    server::Server,
+    node::{LIMIT, Node, eventually, facts, key, quick, settings},
+    server::{PREFIX, Server},
 };
 
 /// A lease as a Go flannel wrote it.
@@ -32,6 +40,25 @@ async fn a_lease_is_flannels_byte_for_byte_and_nothing_else_is_below_subnets() -
     assert!(left.contains("granted with TTL(86400s)"), "{left}");
     let record = format!(r#"{{"Subnet":"{}","PublicIP":"192.0.2.7"}}"#, own.subnet);
     assert_eq!(server.list("weft/nodes")?, [("07".repeat(16), record)]);
+    Ok(())
+}
+
+/// The other one uses the same VNI with a prefix, or a network, of its own.
+#[tokio::test]
+async fn a_device_that_another_holds_is_refused_before_anything_is_written() -> Result<()> {
+    let server = Server::start(1)?;
+    let device: netmodel::IfName = format!("flannel.{}", std::process::id()).parse()?;
+    let config = json!({"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "VNI": std::process::id()}});
+    server.put("config", &config.to_string())?;
+    let _held = lock::device(&device)?;
+    let (_facts, heard) = watch::channel(Some(facts(1)));
+    let (said, view) = watch::channel(View::default());
+    let ports = Ports { facts: heard, view: said, device: Some(Arc::default()) };
+    let ended = timeout(LIMIT, Session::new(&settings(&server), quick(), ports).run()).await?;
+    assert!(matches!(&ended, Fatal::Held(LockError::DeviceHeld(name)) if *name == device), "{ended:?}");
+    assert_eq!(view.borrow().assignment, None);
+    let keys = server.ctl(&format!("get --prefix {PREFIX} --keys-only")).ok()?.stdout;
+    assert_eq!(keys.trim(), format!("{PREFIX}/config"));
     Ok(())
 }
 

@@ -76,7 +76,7 @@ impl Node {
     pub(crate) fn start_with(settings: &EtcdSettings, times: Times, facts: NodeFacts) -> Self {
         let (facts, heard) = watch::channel(Some(facts));
         let (said, view) = watch::channel(View::default());
-        let session = Session::new(settings, times, Ports { facts: heard, view: said });
+        let session = Session::new(settings, times, Ports { facts: heard, view: said, device: None });
         Self { facts, view, task: tokio::spawn(session.run()) }
     }
 

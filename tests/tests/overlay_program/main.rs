@@ -1,6 +1,7 @@
 //! The program `flanneld` on one node, fed from a file, judged by foreign tools.
 
 mod commands;
+mod device;
 mod node;
 mod peers;
 mod repair;

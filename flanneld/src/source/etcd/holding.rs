@@ -156,7 +156,7 @@ impl Session {
         }
         let known = Known { leases: &leases, records: &records };
         choose(known, config, &facts, &mut |below| pick(&mut self.random, below)).map_err(|none| match none {
-            NoSubnet::AllOverlap { .. } if self.lost.is_none() => End::Fatal(Fatal(none)),
+            NoSubnet::AllOverlap { .. } if self.lost.is_none() => End::Fatal(Fatal::NoSubnet(none)),
             none => End::Missing(none.to_string()),
         })
     }

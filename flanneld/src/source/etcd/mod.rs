@@ -225,6 +225,7 @@ impl Session {
             lease.value.parse::<LeaseValue>().is_ok_and(|value| value.backend_type.is_empty())
         };
         let udp_leases = self.snapshot.leases.values().filter(|lease| udp(lease)).count();
+        self.ports.hold(&config).map_err(End::Fatal)?;
         for note in &config.notes {
             tracing::warn!("{note}");
         }
