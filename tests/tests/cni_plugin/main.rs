@@ -13,4 +13,5 @@ mod masquerade;
 mod protocol;
 mod roles;
 mod state;
+mod tuning;
 mod upkeep;
