@@ -7,7 +7,7 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 PROGRAMS := flanneld flannel weft-proxy
 
-.PHONY: build demo test lint bench packages clean
+.PHONY: build demo test lint bench fuzz packages clean
 
 # Static programs in bin/. The explicit target keeps the flag away from proc-macros, which can't be static.
 build: packages
@@ -35,6 +35,16 @@ lint: packages
 # Static like the programs it measures, so that its floor pays for no dynamic linker.
 bench: build
 	RUSTFLAGS="$(RUSTFLAGS) -C target-feature=+crt-static" cargo run --release --target $(HOST) -p bench
+
+# Each target for SECONDS. cargo-fuzz wants a nightly compiler's flags, which the stable one takes so too.
+fuzz: SECONDS := 600
+fuzz:
+	@command -v cargo-fuzz > /dev/null || cargo install --locked cargo-fuzz
+	@for target in $$(cargo fuzz list); do \
+		mkdir -p fuzz/corpus/$$target; \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run $$target fuzz/corpus/$$target fuzz/seeds cni-plugin/core/tests/golden \
+			-- -max_total_time=$(SECONDS) || exit 1; \
+	done
 
 packages:
 	@scripts/packages
