@@ -3,18 +3,20 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use linux::{
     address::{Address, IfPresent},
-    link::{self, BridgePort, Veth},
+    link::{self, Bridge, BridgePort, Veth},
     netlink::{Request, RouteSocket},
     netns::Netns,
+    nft,
     route::Route,
 };
 use netmodel::{IfName, Mtu, Subnet};
+use ruleset::{Element, Family, Field, Key, Name, SetSpec, Table, Transaction, Value};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, netlink::SocketAddrNetlink, recv,
     send, socket_with, sockopt,
@@ -72,13 +74,46 @@ impl Bare {
     }
 }
 
-/// Runs as one floor process: `ADD <near name> <pod namespace> <address>`, `DEL <near name>` or `VERSION`.
+/// The table of a node: which pods are masqueraded, which ports lead to them.
+fn table() -> (Family, Name) {
+    (Family::Inet, "floor".into())
+}
+
+const PODS: &str = "pods";
+const PODS_KEY: Field = Field::IpSaddr;
+const PORTS: &str = "ports";
+const PORTS_KEY: Field = Field::ThDport;
+
+/// Makes, in the namespace of the calling thread, what every pod of a node shares.
+pub(crate) fn prepare() -> Result<()> {
+    let mut socket = RouteSocket::open()?;
+    let bridge = Bridge { name: "cni0".parse()?, mac: None, mtu: Some(Mtu::try_from(1450)?) };
+    socket.request(&bridge.add())?;
+    let index = socket.link(&bridge.name)?.context("the bridge that was just made is gone")?.index;
+    let address = Address::new(index, GATEWAY.into(), 16).add(&bridge.name, IfPresent::Fail);
+    socket.request(&address)?;
+    socket.request(&link::set_up(1, &"lo".parse()?))?;
+    let (family, name) = table();
+    let mut table = Table::new(family, name);
+    table.set(PODS, SetSpec::set(PODS_KEY));
+    table.set(PORTS, SetSpec::set(PORTS_KEY));
+    Ok(nft::Socket::open()?.commit(&Transaction::create(&table))?)
+}
+
+/// Runs as one floor process: `ADD <near name> <pod namespace> <address> [<host port>]`,
+/// `DEL <near name> <address> [<host port>]` or `VERSION`.
 pub(crate) fn run(words: &[String]) -> Result<()> {
     match words {
-        [verb, near, namespace, address] if verb == "ADD" => {
-            add(&near.parse()?, &Netns::open(namespace)?, address.parse()?)
+        [verb, near, namespace, address, port @ ..] if verb == "ADD" => {
+            let address = address.parse()?;
+            if let [port] = port {
+                nft::Socket::open()?.commit(&elements(address, port.parse()?).0)?;
+            }
+            add(&near.parse()?, &Netns::open(namespace)?, address)
         }
-        [verb, near] if verb == "DEL" => del(&near.parse()?),
+        [verb, near, address, port @ ..] if verb == "DEL" => {
+            del(&near.parse()?, address.parse()?, port.first().map(|port| port.parse()).transpose()?)
+        }
         [verb] if verb == "VERSION" => Ok(()),
         _ => bail!("not a floor: {words:?}"),
     }
@@ -119,8 +154,27 @@ fn add(near: &IfName, pod: &Netns, address: IpAddr) -> Result<()> {
     Ok(())
 }
 
-/// Takes that pair away; returns when the kernel announced it.
-fn del(near: &IfName) -> Result<()> {
+/// Takes that pair away, and the elements; returns when the kernel announced the pair gone.
+fn del(near: &IfName, address: IpAddr, port: Option<u16>) -> Result<()> {
     let link = RouteSocket::open()?.link(near)?.context("there is no pair")?;
-    Ok(link::detach_and_delete(link.index, near, None)?)
+    let rules = port.map(|port| -> Result<nft::Socket> {
+        let mut socket = nft::Socket::open()?;
+        socket.commit(&elements(address, port).1)?;
+        Ok(socket)
+    });
+    let rules = rules.transpose()?;
+    Ok(link::detach_and_delete(link.index, near, rules.as_ref().map(AsFd::as_fd))?)
+}
+
+/// The changes that add and delete what a pod has in the table.
+fn elements(address: IpAddr, port: u16) -> (Transaction, Transaction) {
+    let (family, name) = table();
+    let (mut add, mut delete) = (Transaction::new(family, &name), Transaction::new(family, &name));
+    for (set, field, value) in [(PODS, PODS_KEY, Value::from(address)), (PORTS, PORTS_KEY, Value::port(port))]
+    {
+        let (set, spec, key) = (Name::from(set), SetSpec::set(field), Key::from(value));
+        add.add_elements(&set, &spec, [(key.clone(), Element::default())]);
+        delete.delete_elements(&set, &spec, [key]);
+    }
+    (add, delete)
 }

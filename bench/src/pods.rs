@@ -1,114 +1,109 @@
 //! Wiring pods: one process per ADD and DEL, ours beside Debian's plugins and the floor.
 //!
-//! All three get the same work (bridge, hairpin, MTU, address, default route) in nodes of their own; the two
-//! plugins get the same configuration. A floor process does the kernel's part and nothing else.
+//! All three get the same work (bridge, hairpin, MTU, address, default route; then also masquerading and one
+//! port of the host) in nodes of their own; the two plugins get the same configuration. A floor process does
+//! the kernel's part and nothing else.
 
-use std::{
-    fs,
-    io::{ErrorKind, Write},
-    os::fd::{AsFd, AsRawFd},
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    thread,
-    time::{Duration, Instant},
-};
+mod side;
 
-use anyhow::{Context, Result, ensure};
-use linux::{
-    address::{Address, IfPresent},
-    link::{self, Bridge},
-    netlink::RouteSocket,
-    netns::Netns,
-};
-use netmodel::Mtu;
-use serde_json::json;
-use testkit::TempDir;
+use std::{fmt::Write, fs, path::Path, time::Duration};
 
-use crate::{
-    floor::{COMMAND, GATEWAY},
-    report::{RUNS, Report, interleave},
-};
+use anyhow::Result;
+use linux::netns::Netns;
+use testkit::{Cmd, TempDir};
 
-/// Where Debian's containernetworking-plugins are.
-const DEBIAN: &str = "/usr/lib/cni";
+use crate::report::{RUNS, Report, interleave};
+use side::{Side, Work};
+
 /// How many addresses are taken already; growth is part of the picture.
-const TAKEN: [u32; 3] = [0, 1_000, 5_000];
+const TAKEN: [u32; 3] = [0, 5_000, 20_000];
+/// Services of kube-proxy's shape that are in the kernel already.
+const SERVICES: [u32; 2] = [0, 4_000];
 /// Pods that come and go together.
 const BURST: u32 = 100;
-/// How many processes add pods at a time.
-const AT_A_TIME: u32 = 16;
 
 /// Measures the area.
 pub(crate) fn run(report: &mut Report) -> Result<()> {
-    let floor = Side::floor()?;
-    start(report, &floor)?;
+    start(report)?;
     for taken in TAKEN {
         let folder = TempDir::new("bench-pods")?;
-        let (ours, debian) = (Side::ours(folder.path())?, Side::debian(folder.path())?);
+        let sides = sides(folder.path(), Work::Plain)?;
         for name in ["ours", "debian"] {
             take(&folder.path().join(name).join(name), taken)?;
         }
-        one_at_a_time(report, [&ours, &debian, &floor], taken)?;
+        let at = if taken == 0 { String::new() } else { format!("-at-{taken}") };
+        one_at_a_time(report, &sides, &at)?;
         if taken == 0 {
-            bursts(report, [&ours, &debian, &floor])?;
+            bursts(report, &sides, "")?;
+        }
+    }
+    for services in SERVICES {
+        let folder = TempDir::new("bench-pods")?;
+        let sides = sides(folder.path(), Work::Full)?;
+        for side in &sides {
+            serve(side.node(), &folder, services)?;
+        }
+        let beside = if services == 0 { String::new() } else { format!("-beside-{services}") };
+        one_at_a_time(report, &sides, &format!("-full{beside}"))?;
+        if services == 0 {
+            bursts(report, &sides, "-full")?;
         }
     }
     Ok(())
 }
 
+/// Ours, Debian's, the floor.
+fn sides(folder: &Path, work: Work) -> Result<[Side; 3]> {
+    Ok([Side::ours(folder, work)?, Side::debian(folder, work)?, Side::floor(work)?])
+}
+
 /// From start to exit of a process that has next to nothing to do.
-fn start(report: &mut Report, floor: &Side) -> Result<()> {
+fn start(report: &mut Report) -> Result<()> {
     let folder = TempDir::new("bench-start")?;
-    let (ours, debian) = (Side::ours(folder.path())?, Side::debian(folder.path())?);
-    let pod = Pod::new(0)?;
-    let [ours, debian, floor] = interleave(
-        16 * RUNS,
-        [&mut || ours.call("VERSION", &pod), &mut || debian.call("VERSION", &pod), &mut || {
-            floor.call("VERSION", &pod)
-        }],
-    )?;
+    let [ours, debian, floor] = sides(folder.path(), Work::Plain)?;
+    let [ours, debian, floor] =
+        interleave(16 * RUNS, [&mut || ours.version(), &mut || debian.version(), &mut || floor.version()])?;
     report.compare("plugin-start:debian", "ms", &ours, &debian);
     report.compare("plugin-start:floor", "ms", &ours, &floor);
     Ok(())
 }
 
 /// One pod after another comes and goes.
-fn one_at_a_time(report: &mut Report, [ours, debian, floor]: [&Side; 3], taken: u32) -> Result<()> {
-    let mut dels = [const { Vec::new() }; 3];
-    let [our_dels, debian_dels, floor_dels] = &mut dels;
-    let runs = 4 * RUNS;
-    let [our_adds, debian_adds, floor_adds] = interleave(
-        runs,
-        [&mut || ours.pods(1, our_dels), &mut || debian.pods(1, debian_dels), &mut || {
-            floor.pods(1, floor_dels)
-        }],
-    )?;
-    // The first of each was the warm-up.
-    let [our_dels, debian_dels, floor_dels] = dels.each_ref().map(|samples| &samples[1..]);
-    let at = if taken == 0 { String::new() } else { format!("-at-{taken}") };
-    report.compare(&format!("pod-add{at}:debian"), "ms", &our_adds, &debian_adds);
-    report.compare(&format!("pod-add{at}:floor"), "ms", &our_adds, &floor_adds);
-    report.compare(&format!("pod-del{at}:debian"), "ms", our_dels, debian_dels);
-    report.compare(&format!("pod-del{at}:floor"), "ms", our_dels, floor_dels);
+fn one_at_a_time(report: &mut Report, sides: &[Side; 3], at: &str) -> Result<()> {
+    let (adds, dels) = measure(sides, 4 * RUNS, 1)?;
+    compare(report, &format!("pod-add{at}"), &adds);
+    compare(report, &format!("pod-del{at}"), &dels);
     Ok(())
 }
 
 /// Many pods come, 16 at a time, and go at once.
-fn bursts(report: &mut Report, [ours, debian, floor]: [&Side; 3]) -> Result<()> {
+fn bursts(report: &mut Report, sides: &[Side; 3], work: &str) -> Result<()> {
+    let (adds, dels) = measure(sides, RUNS, BURST)?;
+    compare(report, &format!("pod-add-100-by-16{work}"), &adds);
+    compare(report, &format!("pod-del-100-at-once{work}"), &dels);
+    Ok(())
+}
+
+/// Samples in milliseconds of each side.
+type Samples = [Vec<f64>; 3];
+
+/// Samples of the coming and of the going of `count` pods.
+fn measure([ours, debian, floor]: &[Side; 3], runs: usize, count: u32) -> Result<(Samples, Samples)> {
     let mut dels = [const { Vec::new() }; 3];
     let [our_dels, debian_dels, floor_dels] = &mut dels;
-    let [our_adds, debian_adds, floor_adds] = interleave(
-        RUNS,
-        [&mut || ours.pods(BURST, our_dels), &mut || debian.pods(BURST, debian_dels), &mut || {
-            floor.pods(BURST, floor_dels)
+    let adds = interleave(
+        runs,
+        [&mut || ours.pods(count, our_dels), &mut || debian.pods(count, debian_dels), &mut || {
+            floor.pods(count, floor_dels)
         }],
     )?;
-    let [our_dels, debian_dels, floor_dels] = dels.each_ref().map(|samples| &samples[1..]);
-    report.compare("pod-add-100-by-16:debian", "ms", &our_adds, &debian_adds);
-    report.compare("pod-add-100-by-16:floor", "ms", &our_adds, &floor_adds);
-    report.compare("pod-del-100-at-once:debian", "ms", our_dels, debian_dels);
-    report.compare("pod-del-100-at-once:floor", "ms", our_dels, floor_dels);
-    Ok(())
+    // The first of each was the warm-up.
+    Ok((adds, dels.map(|samples| samples[1..].to_vec())))
+}
+
+fn compare(report: &mut Report, what: &str, [ours, debian, floor]: &[Vec<f64>; 3]) {
+    report.compare(&format!("{what}:debian"), "ms", ours, debian);
+    report.compare(&format!("{what}:floor"), "ms", ours, floor);
 }
 
 /// Takes the last addresses of the range, as host-local notes them.
@@ -121,138 +116,31 @@ fn take(folder: &Path, count: u32) -> Result<()> {
     Ok(())
 }
 
-/// A pod's namespace, and the number that makes its names.
-struct Pod {
-    number: u32,
-    namespace: Netns,
-}
-
-impl Pod {
-    fn new(number: u32) -> Result<Self> {
-        Ok(Self { number, namespace: Netns::create()? })
+/// Fills the nat table as kube-proxy's iptables mode does: two chains and six rules a Service.
+fn serve(node: &Netns, dir: &TempDir, services: u32) -> Result<()> {
+    if services == 0 {
+        return Ok(());
     }
-
-    /// A path by which another process can open the namespace.
-    fn path(&self) -> String {
-        format!("/proc/{}/fd/{}", std::process::id(), self.namespace.as_fd().as_raw_fd())
+    let (mut chains, mut rules) = (String::new(), String::new());
+    for number in 0..services {
+        let [_, _, high, low] = number.to_be_bytes();
+        let (service, endpoint) = (format!("KUBE-SVC-{number:016}"), format!("KUBE-SEP-{number:016}"));
+        write!(chains, ":{service} - [0:0]\n:{endpoint} - [0:0]\n")?;
+        write!(
+            rules,
+            "-A KUBE-SERVICES -d 10.96.{high}.{low}/32 -p tcp -m tcp --dport 80 -j {service}\n\
+             -A {service} ! -s 10.128.0.0/9 -d 10.96.{high}.{low}/32 -p tcp -m tcp --dport 80 -j KUBE-MARK-MASQ\n\
+             -A {service} -j {endpoint}\n\
+             -A {endpoint} -s 10.128.{high}.{low}/32 -j KUBE-MARK-MASQ\n\
+             -A {endpoint} -p tcp -m tcp -j DNAT --to-destination 10.128.{high}.{low}:8080\n"
+        )?;
     }
-}
-
-/// Who wires the pods of a node.
-struct Side {
-    node: Netns,
-    program: PathBuf,
-    /// What a plugin reads from its standard input; the floor has none.
-    config: Option<String>,
-}
-
-impl Side {
-    fn ours(folder: &Path) -> Result<Self> {
-        Self::plugin("ours", testkit::bin("flannel"), folder)
-    }
-
-    fn debian(folder: &Path) -> Result<Self> {
-        Self::plugin("debian", Path::new(DEBIAN).join("bridge"), folder)
-    }
-
-    fn plugin(name: &str, program: PathBuf, folder: &Path) -> Result<Self> {
-        let config = json!({
-            "cniVersion": "1.0.0", "name": name, "type": "bridge", "bridge": "cni0", "stateDir": folder.join("state"),
-            "isGateway": true, "isDefaultGateway": true, "hairpinMode": true, "mtu": 1450,
-            "ipam": {
-                "type": "host-local", "dataDir": folder.join(name),
-                "ranges": [[{ "subnet": "10.244.0.0/16" }]],
-            },
-        });
-        Ok(Self { node: Netns::create()?, program, config: Some(config.to_string()) })
-    }
-
-    fn floor() -> Result<Self> {
-        let node = Netns::create()?;
-        node.enter(|| -> Result<()> {
-            let mut socket = RouteSocket::open()?;
-            let bridge = Bridge { name: "cni0".parse()?, mac: None, mtu: Some(Mtu::try_from(1450)?) };
-            socket.request(&bridge.add())?;
-            let index = socket.link(&bridge.name)?.context("the bridge that was just made is gone")?.index;
-            let address = Address::new(index, GATEWAY.into(), 16).add(&bridge.name, IfPresent::Fail);
-            socket.request(&address)?;
-            Ok(socket.request(&link::set_up(1, &"lo".parse()?))?)
-        })??;
-        Ok(Self { node, program: std::env::current_exe()?, config: None })
-    }
-
-    /// Pods come and go; returns how long the coming took, and puts how long the going took beside it.
-    fn pods(&self, count: u32, dels: &mut Vec<f64>) -> Result<Duration> {
-        let pods: Vec<Pod> = (0..count).map(Pod::new).collect::<Result<_>>()?;
-        let added = self.call_all("ADD", &pods, AT_A_TIME)?;
-        let deleted = self.call_all("DEL", &pods, count)?;
-        dels.push(deleted.as_secs_f64() * 1000.0);
-        // Let the kernel finish what is left to do, so that it is nobody else's time.
-        drop(pods);
-        thread::sleep(Duration::from_millis(60) + Duration::from_millis(5) * count);
-        Ok(added)
-    }
-
-    /// One call for each pod, so many at a time.
-    fn call_all(&self, verb: &str, pods: &[Pod], at_a_time: u32) -> Result<Duration> {
-        if let [pod] = pods {
-            return self.call(verb, pod);
-        }
-        let share = pods.len().div_ceil(at_a_time as usize);
-        let begun = Instant::now();
-        thread::scope(|scope| {
-            let callers: Vec<_> = pods
-                .chunks(share)
-                .map(|pods| {
-                    scope.spawn(move || pods.iter().try_for_each(|pod| self.call(verb, pod).map(drop)))
-                })
-                .collect();
-            callers.into_iter().try_for_each(|caller| match caller.join() {
-                Ok(result) => result,
-                Err(panic) => std::panic::resume_unwind(panic),
-            })
-        })?;
-        Ok(begun.elapsed())
-    }
-
-    /// One process in the node; how long it ran.
-    fn call(&self, verb: &str, pod: &Pod) -> Result<Duration> {
-        let mut command = Command::new(&self.program);
-        command.env_clear();
-        if self.config.is_some() {
-            command
-                .envs([("CNI_COMMAND", verb), ("CNI_IFNAME", "eth0"), ("CNI_PATH", DEBIAN)])
-                .env("PATH", "/usr/sbin:/usr/bin")
-                .env("CNI_CONTAINERID", format!("pod{}", pod.number))
-                .env("CNI_NETNS", pod.path());
-        } else {
-            let near = format!("veth{}", pod.number);
-            let [_, _, high, low] = (pod.number + 2).to_be_bytes();
-            command.args([COMMAND, verb]);
-            match verb {
-                "ADD" => command.args([&near, &pod.path(), &format!("10.244.{high}.{low}")]),
-                "DEL" => command.arg(&near),
-                _ => &mut command,
-            };
-        }
-        self.node.enter(|| time(&mut command, self.config.as_deref().unwrap_or_default()))?
-    }
-}
-
-/// From the start of the process to its end.
-fn time(command: &mut Command, stdin: &str) -> Result<Duration> {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let begun = Instant::now();
-    let mut child = command.spawn().with_context(|| format!("failed to start {command:?}"))?;
-    match child.stdin.take().context("no stdin")?.write_all(stdin.as_bytes()) {
-        // It ended without having read it all.
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
-        written => written?,
-    }
-    let output = child.wait_with_output()?;
-    let took = begun.elapsed();
-    let said =
-        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
-    ensure!(output.status.success(), "{command:?} failed: {said}");
-    Ok(took)
+    let text = format!(
+        "*nat\n:KUBE-SERVICES - [0:0]\n:KUBE-MARK-MASQ - [0:0]\n{chains}-A PREROUTING -j KUBE-SERVICES\n\
+         -A OUTPUT -j KUBE-SERVICES\n-A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000\n{rules}COMMIT\n"
+    );
+    let file = dir.write("services", text)?;
+    let restore =
+        Cmd::shell(format!("iptables-restore < {}", file.display())).limit(Duration::from_secs(120));
+    node.enter(|| restore.ok().map(drop))?
 }
