@@ -4,8 +4,8 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST};
 use ruleset::{
-    Base, Change, Data, Element, Key, Name, Place, Policy, Transaction, Value,
-    code::{AnonymousSet, Code, DataHeader, KeyForm, SetHeader},
+    Base, ChainType, Change, Data, Element, Field, Key, Name, Place, Policy, Transaction, Value,
+    code::{AnonymousSet, Code, DataHeader, KeyForm, Op, SetHeader},
     userdata,
 };
 use rustix::io::Errno;
@@ -42,7 +42,31 @@ impl Batch {
     pub(super) fn failed(&self, transaction: &Transaction, sequence: u32, cause: Cause) -> Error {
         let message = sequence.wrapping_sub(self.first).checked_sub(1);
         let change = message.and_then(|at| self.change_of.get(at as usize));
-        failed(transaction, change.and_then(|at| transaction.changes.get(*at)), cause)
+        let change = change.and_then(|at| transaction.changes.get(*at));
+        let error = failed(transaction, change, cause);
+        // Where the table is made from nothing, only a part of nftables itself can be absent.
+        let from_nothing = matches!(transaction.changes.first(), Some(Change::AddTable { .. }));
+        match change.filter(|_| from_nothing).and_then(needed) {
+            Some(feature) => error.lacking(libc::ENOENT, feature),
+            None => error,
+        }
+    }
+}
+
+/// The part of nftables that `change` takes and that a kernel may lack, as far as we name it.
+fn needed(change: &Change) -> Option<&'static str> {
+    match change {
+        Change::AddChain { base: Some(Base { kind: ChainType::Nat, .. }), .. } => {
+            Some("nft nat chains (CONFIG_NFT_NAT)")
+        }
+        Change::AddRule { code, .. } => code.ops.iter().find_map(|op| match op {
+            Op::Load { field: Field::FibSaddrType | Field::FibDaddrType, .. } => {
+                Some("nft fib (CONFIG_NFT_FIB_IPV4)")
+            }
+            Op::Masquerade(_) => Some("nft masquerade (CONFIG_NFT_MASQ)"),
+            _ => None,
+        }),
+        _ => None,
     }
 }
 
