@@ -75,11 +75,14 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
 pub(crate) fn release(call: &Call) -> Result<(), Error> {
     let mut host = RouteSocket::open().map_err(|e| kernel(&e))?;
     let ifb = ifb_of(&mut host, call)?;
+    let is_limited = Limits::parse(&call.network).is_ok_and(|limits| limits.ingress.is_some());
+    if ifb.is_none() && !is_limited {
+        return Ok(());
+    }
     let far = pod::open_if_there(call).and_then(|netns| far_end(call, &netns).ok().flatten());
     if let Some(near) = far.and_then(|far| host_end(&mut host, &far).ok().flatten()) {
         let redirections = host.redirections(near.index).unwrap_or_default();
         let is_ours = ifb.as_ref().is_some_and(|ifb| redirections.contains(&ifb.index));
-        let is_limited = Limits::parse(&call.network).is_ok_and(|limits| limits.ingress.is_some());
         let ingress = is_ours.then(|| traffic::delete_ingress(near.index, &near.name));
         let bucket = is_limited.then(|| TokenBucket::delete(near.index, &near.name));
         // It is as good without: what is refused here goes with the host's end.

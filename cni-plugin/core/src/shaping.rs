@@ -71,14 +71,14 @@ impl Limit {
     /// The bucket on an interface of MTU `mtu`.
     ///
     /// Runtimes ask for bursts of half a gigabyte, with which a limit is none for minutes: what goes at
-    /// once is what the rate gives in 50 ms, or two packets. It is never less than one packet, since a
+    /// once is what the rate gives in 50 ms, or three packets: TCP makes little of less. It is never less than one packet, since a
     /// bucket passes none that is longer than its burst.
     #[must_use]
     pub fn bucket(self, mtu: u32) -> Bucket {
         let whole = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
         let rate = (self.rate / 8).max(1);
         let packet = mtu.saturating_add(HEADER);
-        let most = whole(rate / 20).max(packet.saturating_mul(2));
+        let most = whole(rate / 20).max(packet.saturating_mul(3));
         let burst = whole(self.burst / 8).clamp(packet, most);
         Bucket { rate, burst, limit: whole(rate / 40).saturating_add(burst) }
     }
@@ -136,8 +136,8 @@ mod tests {
         assert_eq!(bucket(10_000_000, RUNTIME), (1_250_000, 62_500, 93_750));
         assert_eq!(bucket(10_000_000, 160_000), (1_250_000, 20_000, 51_250));
         assert_eq!(bucket(80_000_000_000, RUNTIME), (10_000_000_000, 500_000_000, 750_000_000));
-        // Two packets are more than 50 ms at a low rate.
-        assert_eq!(bucket(100_000, RUNTIME), (12_500, 3_028, 3_340));
+        // Three packets are more than 50 ms at a low rate.
+        assert_eq!(bucket(100_000, RUNTIME), (12_500, 4_542, 4_854));
         assert_eq!(bucket(8, 8), (1, 1_514, 1_514));
         assert_eq!(bucket(1, 1), (1, 1_514, 1_514));
         assert_eq!(bucket(u64::MAX, RUNTIME), (u64::MAX / 8, (RUNTIME / 8) as u32, u32::MAX));

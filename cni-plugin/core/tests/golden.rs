@@ -3,8 +3,8 @@
 use std::{fs, net::IpAddr, path::PathBuf};
 
 use cni_core::{
-    Arguments, Bridge, Code, Dns, Error, Interface, IpConfig, Network, Outcome, Route, SpecVersion,
-    SubnetEnv, delegate_config, owner_of, parse_resolv_conf, version_reply,
+    Arguments, Bridge, Code, Dns, Error, Interface, IpConfig, Limits, Network, Outcome, Route, SpecVersion,
+    SubnetEnv, Tuning, delegate_config, owner_of, parse_resolv_conf, version_reply,
 };
 use proptest::prelude::*;
 use serde_json::Value;
@@ -195,6 +195,13 @@ fn odd_json() -> impl Strategy<Value = Value> {
             Just("vlanTrunk"),
             Just("bridge"),
             Just("name"),
+            Just("bandwidth"),
+            Just("ingressRate"),
+            Just("ingressBurst"),
+            Just("sysctl"),
+            Just("net.a"),
+            Just("mac"),
+            Just("txQLen"),
         ];
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
@@ -210,6 +217,10 @@ fn read_everything(document: &Value, env: Option<&SubnetEnv>) {
     let _ = network.valid_attachments();
     let _ = network.previous().map(Outcome::parse);
     let _ = cni_core::data_dir(&network);
+    let _ = (network.pass_on(), network.pass_on_with(&[]));
+    let limits = Limits::parse(&network).unwrap_or_default();
+    let _ = limits.ingress.map(|limit| limit.bucket(u32::MAX));
+    let _ = Tuning::parse(&network, &Arguments::default(), &"eth0".parse().unwrap());
     if let Ok(delegate) = delegate_config(&network, env) {
         let _ = Bridge::parse(&delegate, &Arguments::default());
     }

@@ -10,9 +10,9 @@ use std::{
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use testkit::{Cmd, Netns};
+use testkit::{Cmd, Netns, Random};
 
-use crate::bed::{Bed, Who, call, call_of, reference, with};
+use crate::bed::{Bed, Who, call, call_of, command, reference, with};
 
 /// What containerd asks for with a burst.
 const HUGE: u64 = 4_294_967_295;
@@ -62,17 +62,21 @@ fn redirection(device: &str) -> Result<Value> {
 #[test]
 fn a_veth_of_another_plugin_is_limited_both_ways_in_every_version() -> Result<()> {
     let Some(bed) = Bed::new("shape")? else { return Ok(()) };
+    Cmd::new("ip link add other0 type veth peer name other1").ok()?;
     for version in ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
         let pod = Netns::new()?;
         let who = Who::new("c1", &pod);
         let version = json!({"cniVersion": version});
         let main = with(&bed.bridge(), &version);
-        let before = call("ADD", &who, &main).result();
+        let mut before = call("ADD", &who, &main).result();
+        // Another plugin may have made more interfaces.
+        before["interfaces"].as_array_mut().context("a list")?.push(json!({"name": "other0"}));
         let mut chain = Chain::new(&bed, &both(10_000_000, HUGE))?;
         chain.config = with(&chain.config, &version);
         let result = chain.call("ADD", &who, &before).result();
 
-        let (veth, ifb) = (bed.veths()?[0].clone(), ifbs()?[0].clone());
+        let veth = before["interfaces"][1]["name"].as_str().context("a name")?.to_owned();
+        let ifb = ifbs()?[0].clone();
         let link = &Cmd::new(format!("ip -j link show {ifb}")).json()?[0];
         assert_eq!((&link["mtu"], &link["ifalias"]), (&json!(1400), &json!("weft:net/c1/eth0")), "{link}");
         let mut wanted = before.clone();
@@ -327,6 +331,35 @@ fn arriving(from: &Netns, receiver: &Netns, to: Ipv4Addr) -> Result<(u64, u64)> 
         sender.join().expect("the sender does not panic")?;
         Ok((first, all / SECONDS))
     })
+}
+
+#[test]
+fn a_kill_at_any_moment_leaves_nothing_behind_del() -> Result<()> {
+    let Some(bed) = Bed::new("limitkill")? else { return Ok(()) };
+    let (pod, mut random) = (Netns::new()?, Random::printed());
+    let who = Who::new("c1", &pod);
+    let chain = Chain::new(&bed, &both(10_000_000, HUGE))?;
+    let before = call("ADD", &who, &bed.bridge()).result();
+    let config = with(&chain.config, &json!({"prevResult": before}));
+    let mut cut_short = 0;
+    for round in 0..120 {
+        let verb = if round % 2 == 0 { "ADD" } else { "DEL" };
+        if verb == "DEL" {
+            call_of(&chain.program, "ADD", &who, &config).result();
+        }
+        let mut child = command(&chain.program, verb, &who).spawn()?;
+        child.stdin.take().context("a pipe")?.write_all(config.to_string().as_bytes())?;
+        thread::sleep(random.below(Duration::from_millis(6)));
+        cut_short += u32::from(child.try_wait()?.is_none());
+        child.kill()?;
+        child.wait()?;
+        call_of(&chain.program, "DEL", &who, &config).silent();
+        assert_eq!((chosen()?, ifbs()?), (vec![], vec![]), "{verb} round {round}");
+    }
+    println!("{cut_short} of 120 calls were cut short");
+    assert!(cut_short > 30);
+    pod.cmd("ping -n -c1 -W2 10.99.0.1").ok()?;
+    Ok(())
 }
 
 trait OkOrSlow {
