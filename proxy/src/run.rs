@@ -318,7 +318,7 @@ impl Runner {
         let had_state = self.adopted;
         let have = self.read_back()?;
         let own = self.own_addresses();
-        let transactions = self.transactions(have, &own);
+        let (transactions, tidied) = self.transactions(have, &own);
         self.kernel.commit(&transactions)?;
         if self.unknown {
             self.unknown = false;
@@ -330,7 +330,8 @@ impl Runner {
         let wanted = self.machine.wanted_routes(&self.routed(), &own);
         let routes = self.kernel.set_routes(&self.machine, &wanted)?;
         self.machine.last_resort = wanted;
-        Ok(Done { transactions: transactions.len(), flows, routes, restarted: self.restarted && !had_state })
+        let restarted = self.restarted && !had_state;
+        Ok(Done { transactions: transactions.len(), flows, routes, restarted, tidied })
     }
 
     /// The table, where what it holds is not known. At the first time, what it holds is taken over.
@@ -355,8 +356,13 @@ impl Runner {
         Ok(Some(have))
     }
 
-    /// What has to change in the table: the difference to what was read back, or else what changed.
-    fn transactions(&mut self, have: Option<Option<Observed>>, own: &BTreeSet<IpAddr>) -> Vec<Transaction> {
+    /// What has to change in the table: the difference to what was read back, or else what changed; and whether
+    /// it only tidies up.
+    fn transactions(
+        &mut self,
+        have: Option<Option<Observed>>,
+        own: &BTreeSet<IpAddr>,
+    ) -> (Vec<Transaction>, bool) {
         let mut changes = self.state.sync(&mut self.catalog, self.started.elapsed());
         if let NodePorts::At(addresses) = node::node_ports(&self.settings, &self.machine, own) {
             self.state.set_node_addresses(addresses, &mut changes);
@@ -367,9 +373,12 @@ impl Runner {
                 if !repairs.is_empty() {
                     self.state.touch_all();
                 }
-                repairs
+                (repairs, false)
             }
-            None => changes.into_transactions(self.state.config()),
+            None => {
+                let tidies = changes.is_tidying();
+                (changes.into_transactions(self.state.config()), tidies)
+            }
         }
     }
 
@@ -431,13 +440,16 @@ struct Done {
     flows: usize,
     routes: usize,
     restarted: bool,
+    tidied: bool,
 }
 
 impl Done {
     /// One line, and none where nothing changed.
     fn log(&self, foreign: bool) {
         let Self { transactions, flows, routes, .. } = *self;
-        if foreign && transactions > 0 {
+        if self.tidied {
+            tracing::debug!(transactions, "chains that nobody used are gone");
+        } else if foreign && transactions > 0 {
             tracing::warn!(transactions, "somebody else changed our table: put back");
         } else if transactions + flows + routes > 0 {
             tracing::info!(transactions, stale_flows = flows, routes, "services changed");

@@ -3,7 +3,7 @@
 use std::{fs, io, path::Path};
 
 use netmodel::NodeName;
-use proxy_core::{state::State, tables::NodePorts};
+use proxy_core::{ports::Programmed, state::State, tables::NodePorts};
 use serde::{Deserialize, Serialize};
 
 use crate::source::file::FileSource;
@@ -42,7 +42,8 @@ impl Status {
         for (_, ports) in state.programmed() {
             status.services += 1;
             status.ports += ports.len();
-            status.rejecting += ports.iter().filter(|port| port.rows.is_empty()).count();
+            let rejects = |port: &&Programmed| port.rows.is_empty() && !port.fronts.is_empty();
+            status.rejecting += ports.iter().filter(rejects).count();
             status.endpoints += ports.iter().map(|port| port.rows.len()).sum::<usize>();
         }
         status.node_port_addresses = match &state.config().node_ports {

@@ -1,7 +1,8 @@
 //! What changes in the table, and in which order.
 //!
 //! Two lookups of one packet are not atomic: a commit may fall between them. So rows grow before a front end
-//! leads to them and shrink after none does. Each step is one transaction.
+//! leads to them and shrink after none does. Each step is one transaction; a change that would need three of them
+//! gets by with two.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -62,8 +63,7 @@ const fn added(set: SetName) -> Step {
     }
 }
 
-/// When an element goes for good. A refusal goes after the front end leads on, because a packet that came too
-/// early for the front end is still to be refused, not delivered to this host.
+/// When an element goes for good: a refusal no sooner than its front end leads on.
 const fn removed(set: SetName) -> Step {
     match set {
         SetName::Frontends | SetName::NodePorts | SetName::NodePortIps | SetName::PodRanges => Step::Switch,
@@ -82,6 +82,12 @@ impl Delta {
     pub fn is_empty(&self) -> bool {
         let silent = self.elements.iter().all(|((set, _), change)| change.step(*set).is_none());
         silent && self.chains.is_empty() && self.dropped.is_empty()
+    }
+
+    /// Services are as they were: chains that nobody uses go.
+    #[must_use]
+    pub fn is_tidying(&self) -> bool {
+        !self.dropped.is_empty() // which waits for a pass without a change
     }
 
     /// An element that was there goes, or is about to be put again.
@@ -214,8 +220,8 @@ impl Steps {
         self.at(added(set)).add_elements(name, &held.spec, new);
     }
 
-    /// Where all three steps of a change would be needed, the last two become one: a change costs at most two
-    /// transactions, and a packet that crosses the second one takes slot 0.
+    /// Where all three steps of a change would be needed, the last two become one. A packet that crosses it takes
+    /// slot 0; one that found neither a front end nor, later, its refusal is refused as for an undefined port.
     fn join_the_last(&mut self) {
         let [grow, switch, shrink, _] = &mut self.0;
         if !grow.is_empty() && !switch.is_empty() {

@@ -21,7 +21,7 @@ use crate::{
     adopt::Found,
     catalog::Catalog,
     delta::Delta,
-    endpoints::choose,
+    endpoints::{Chosen, choose},
     ids::{CLASS_BITS, Class, Classes, MAX_ID, Pool, View},
     object::ObjectName,
     ports::{Problem, Programmed, Wish, fronts_of, label, settle},
@@ -212,7 +212,11 @@ impl State {
         let mut after = Vec::new();
         for port in service.iter().flat_map(|service| &service.ports) {
             let fronts = self.claim(name, service.map_or(&[], |s| &s.cluster_ips), port);
-            let chosen = choose(catalog.slices(name), port, self.config.family);
+            let chosen = if fronts.is_empty() {
+                Chosen::default() // rows that nothing leads to
+            } else {
+                choose(catalog.slices(name), port, self.config.family)
+            };
             let old = before.iter().find(|old| old.name == port.name && old.protocol == port.protocol);
             let wish = Wish { port, fronts, chosen, old };
             after.push(self.program(&wish, &mut pass).unwrap_or_else(|problem| {

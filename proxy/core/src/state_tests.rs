@@ -297,6 +297,9 @@ fn a_front_end_belongs_to_who_has_it_until_that_gives_it_up() {
     let front = Front::Cluster("10.96.0.1".parse().unwrap(), Protocol::Tcp, port(80));
     let endpoint = |world: &World| world.state.behind(&front).unwrap().rows[0].0.to_string();
     assert_eq!(endpoint(&world), "10.244.1.1:8080");
+    let (_, ant) = world.state.programmed().find(|(name, _)| name.as_str() == "default/ant").unwrap();
+    let sizes: Vec<_> = ant.iter().map(|port| (port.fronts.len(), port.rows.len())).collect();
+    assert_eq!(sizes, [(1, 1), (0, 0)], "its node port is its own; without a front end there is no row");
     world.change(&[second], at(2));
     assert_eq!(endpoint(&world), "10.244.2.2:8080");
     assert!(world.state.problems().is_empty());

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use testkit::{Cmd, Netns};
+use testkit::{Cmd, Netns, eventually};
 
 use crate::world::{BRIDGE, LIMIT, NODE, NODE_PORT, WEB, World, ask, pod_ip, web};
 
@@ -86,6 +86,24 @@ fn without_a_cluster_range_only_hairpins_and_node_ports_are_masqueraded() -> Res
     assert_eq!(ask(&world.pods[1], (WEB, 80))??.saw, pod_ip(1));
     assert_eq!(ask(&world.pods[0], (WEB, 80))??.saw, BRIDGE);
     assert_eq!(ask(&world.outside, (NODE, NODE_PORT))??.saw, BRIDGE);
+    Ok(())
+}
+
+/// Also to a number of endpoints that no Service had before.
+#[test]
+fn a_change_of_endpoints_is_two_transactions_at_most() -> Result<()> {
+    let Some(mut world) = World::new("small", 1) else { return Ok(()) };
+    world.write("web", &web(&[0]))?;
+    world.start_usual()?;
+    let mut nft = world.node.inside(linux::nft::Socket::open)??;
+    for pods in [&[0, 1][..], &[0, 1, 2, 3], &[1, 2, 3], &[3], &[], &[0, 1, 2], &[0, 1, 3]] {
+        let before = nft.generation()?;
+        world.write("web", &web(pods))?;
+        let begun = eventually(LIMIT, || (nft.generation().ok()? > before).then_some(()));
+        assert!(begun.is_some(), "{pods:?}: nothing happens");
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(nft.generation()? - before <= 2, "{pods:?}");
+    }
     Ok(())
 }
 
