@@ -185,6 +185,9 @@ impl Runner {
             Err(error) => {
                 let missing = self.kernel.missing_features();
                 anyhow::ensure!(missing.is_empty(), "this kernel lacks {}", missing.join(", "));
+                if error.is_unsupported() {
+                    return Err(error.into());
+                }
                 self.failed(&error);
             }
         }

@@ -130,7 +130,8 @@ impl Socket {
     pub fn flows(&mut self, filter: &Filter) -> Result<Vec<Flow>, Error> {
         let object = format!("{} flows", filter.protocol);
         let request = Request { verb: "list", object, kind: GET, flags: 0, payload: filter_bytes(filter) };
-        self.connection.dump(&request, |message| Ok(read(message).filter(|flow| filter.wants(flow))))
+        let listed = self.connection.dump(&request, |message| Ok(read(message).filter(|f| filter.wants(f))));
+        listed.map_err(|e| e.lacking(libc::EINVAL, "netlink for connection tracking (CONFIG_NF_CT_NETLINK)"))
     }
 
     /// Makes the kernel forget these flows, pipelined; one result for each. A flow that is gone already is a
