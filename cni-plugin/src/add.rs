@@ -1,14 +1,16 @@
 //! ADD: everything is checked, then the record is begun, then addresses are reserved, then links are made; what
 //! was done is taken back if a later step fails.
 
-use cni_core::{Attachment, Bridge, Chosen, Dns, Error, HostAddress, Interface, Outcome, Plan, Trace};
+use cni_core::{
+    Attachment, Bridge, Chosen, Dns, Error, HostAddress, Interface, Outcome, Plan, PortMappings, Trace,
+};
 use linux::{link::Link, netlink::RouteSocket, netns::Netns};
 use netmodel::Subnet;
 
 use crate::{
     addresses,
     failure::kernel,
-    hostports,
+    hostports::HostPorts,
     linkage::{self, Host},
     nat,
     networks::{self, Call},
@@ -24,6 +26,7 @@ pub(crate) fn add(call: &Call) -> Result<String, Error> {
     let (network, pod_networks) = networks::complete(&call.network)?;
     let bridge = Bridge::parse(&network, &call.args)?;
     let previous = network.previous().map(Outcome::parse).transpose()?;
+    let mappings = HostPorts::handed(&call.network)?;
     let dns = name_service(&bridge)?;
     let netns = pod::open(call)?;
     let mut pod = Pod::enter(&netns, &call.who.ifname)?;
@@ -37,7 +40,7 @@ pub(crate) fn add(call: &Call) -> Result<String, Error> {
     // What can't be swept now is not this container's trouble.
     let _ = sweep::sweep(&records, false);
     let reservations = networks::reservations(&network)?;
-    let mut undo = Undo::new(&call.who, Some(&record));
+    let mut undo = Undo::new(Some(&record));
     let mut traces = planned(call, &bridge);
     if let Some(reservations) = &reservations {
         traces.push(addresses::begin(&call.who, &record, reservations, &records)?);
@@ -55,11 +58,9 @@ pub(crate) fn add(call: &Call) -> Result<String, Error> {
     let mut host = Host { socket, bridge: &bridge, plan: &plan };
     let device = host.ensure_bridge()?;
     host.ensure_gateways(&device, &pod_networks, |subnet| is_in_use(reservations.as_ref(), subnet, &chosen))?;
+    translate(call, &host, &mappings, &mut undo)?;
     let interfaces = attach(call, (host, &device), (&netns, pod), &mut undo)?;
     let mut made = outcome(&plan, interfaces, dns);
-    if call.network.is_handed("portMappings") {
-        hostports::add(call, &mut made, &mut undo)?;
-    }
     if call.network.is_handed("bandwidth") {
         shaping::add(call, &mut made, &mut undo)?;
     }
@@ -99,6 +100,20 @@ fn is_in_use(reservations: Option<&Reservations>, subnet: Subnet, chosen: &[Chos
     taken.iter().any(|ip| subnet.contains(*ip) && !chosen.iter().any(|c| c.address == *ip))
 }
 
+/// Masquerading and host ports.
+fn translate<'a>(
+    call: &'a Call,
+    host: &Host<'_>,
+    mappings: &PortMappings,
+    undo: &mut Undo<'a>,
+) -> Result<(), Error> {
+    let pods = host.plan.addresses.iter().map(|c| HostAddress { address: c.address, prefix: c.prefix });
+    let masqueraded: Vec<HostAddress> = pods.clone().filter(|_| host.bridge.ip_masq).collect();
+    let ports = HostPorts::new(mappings, pods.map(|pod| pod.address), Some(&host.bridge.bridge))?;
+    nat::start(call, &ports.nat(&call.who.alias(), &masqueraded), undo)?;
+    ports.settle()
+}
+
 /// Makes and configures the links, and reports them: bridge, host end, container end.
 fn attach(
     call: &Call,
@@ -107,10 +122,6 @@ fn attach(
     undo: &mut Undo<'_>,
 ) -> Result<Vec<Interface>, Error> {
     let plan = host.plan;
-    if host.bridge.ip_masq {
-        let pods = plan.addresses.iter().map(|c| HostAddress { address: c.address, prefix: c.prefix });
-        nat::start(&pods.collect::<Vec<_>>(), &call.who, undo)?;
-    }
     let indexes = host.cable(device, netns, &call.who, undo)?;
     pod.configure(indexes.far, plan)?;
     // In this order: asking for the near end opens the port where the kernel has not got round to it.

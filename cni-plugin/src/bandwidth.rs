@@ -15,7 +15,7 @@ pub(crate) const PLUGIN: Plugin = Plugin { add, del: shaping::release, check, gc
 
 fn add(call: &Call) -> Result<String, Error> {
     let mut outcome = call.network.chained()?;
-    let mut undo = Undo::new(&call.who, None);
+    let mut undo = Undo::new(None);
     shaping::add(call, &mut outcome, &mut undo)?;
     let text = call.network.pass_on_with(&outcome.interfaces)?;
     undo.keep();

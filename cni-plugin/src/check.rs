@@ -12,7 +12,8 @@ use linux::{
 
 use crate::{
     failure::kernel,
-    hostports, nat,
+    hostports::HostPorts,
+    nat,
     networks::{self, Call},
     pod, shaping,
 };
@@ -31,17 +32,13 @@ pub(crate) fn check(call: &Call) -> Result<(), Error> {
         let reported = previous.addresses_of(call.who.ifname.as_str()).map(|ip| ip.address);
         seen.reserved = reported.filter(|ip| reservations.is_held(*ip, &call.who)).collect();
     }
-    if bridge.ip_masq {
-        let pods: Vec<HostAddress> = previous
-            .addresses_of(call.who.ifname.as_str())
-            .map(|ip| HostAddress { address: ip.address, prefix: ip.prefix })
-            .collect();
-        seen.unmasqueraded = nat::missing(&pods, &call.who)?;
-    }
+    let reported = || previous.addresses_of(call.who.ifname.as_str());
+    let pods = reported().map(|ip| HostAddress { address: ip.address, prefix: ip.prefix });
+    let pods: Vec<HostAddress> = pods.filter(|_| bridge.ip_masq).collect();
+    let mappings = HostPorts::handed(&call.network)?;
+    let ports = HostPorts::new(&mappings, reported().map(|ip| ip.address), Some(&bridge.bridge))?;
+    seen.untranslated = nat::missing(&ports.nat(&call.who.alias(), &pods))?;
     compare(&bridge, &call.who.ifname, &previous, &seen)?;
-    if call.network.is_handed("portMappings") {
-        hostports::check(call, &previous)?;
-    }
     if call.network.is_handed("bandwidth") {
         shaping::check(call, &previous)?;
     }

@@ -8,7 +8,6 @@ use linux::{
     link::{self, Kind, Link},
     netlink::RouteSocket,
     netns::Netns,
-    nft::Socket,
 };
 
 use crate::{
@@ -36,18 +35,18 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
     let mut host = RouteSocket::open().map_err(|e| kernel(&e))?;
     let link = find(call, &mut host)?;
     let traces = traces(call, record.as_ref(), link.is_some());
-    let rules = traces.masqueraded.then(Socket::open);
+    // Whether it can be opened matters only once the link is gone.
+    let rules = (traces.masqueraded || traces.host_ports).then(nat::open_if_there);
     if let Some(link) = link {
-        link.delete(rules.as_ref().and_then(|rules| rules.as_ref().ok()).map(AsFd::as_fd))?;
-    }
-    if traces.host_ports {
-        hostports::del(call)?;
+        let held = rules.as_ref().and_then(|rules| rules.as_ref().ok()?.as_ref());
+        link.delete(held.map(AsFd::as_fd))?;
     }
     if traces.limits {
         shaping::del(call)?;
     }
-    if let Some(rules) = rules {
-        nat::stop(rules, &own_addresses(call, &traces, &records), &call.who)?;
+    if let Some(rules) = rules.transpose()?.flatten() {
+        let pods = own_addresses(call, &traces, &records);
+        hostports::end(&nat::stop(rules, &call.who, pods.as_deref(), traces.host_ports)?)?;
     }
     // Only now: an address must not be given away while anything still goes with it.
     addresses::release(call, reservations.as_ref(), record.as_ref(), &records)?;
@@ -72,14 +71,15 @@ fn traces(call: &Call, record: Option<&Held>, is_linked: bool) -> Record {
     }
 }
 
-/// The addresses that the record tells of; none where not all of them are still this container's: another one
-/// may have them by now.
-fn own_addresses(call: &Call, traces: &Record, records: &Records) -> Vec<HostAddress> {
-    let Some(folder) = &traces.folder else { return Vec::new() };
-    let reservations = Reservations::of(folder.into(), records);
-    let pods = traces.pods();
-    let all_held = pods.iter().all(|pod| reservations.is_held(pod.address, &call.who));
-    if all_held { pods } else { Vec::new() }
+/// The masqueraded addresses that the record tells of; `None` where not all of them are still this container's:
+/// another one may have them by now.
+fn own_addresses(call: &Call, traces: &Record, records: &Records) -> Option<Vec<HostAddress>> {
+    if !traces.masqueraded {
+        return Some(Vec::new());
+    }
+    let reservations = Reservations::of(traces.folder.as_ref()?.into(), records);
+    let is_held = |pod: &HostAddress| reservations.is_held(pod.address, &call.who);
+    Some(traces.pods()).filter(|pods| !pods.is_empty() && pods.iter().all(is_held))
 }
 
 /// One end of the attachment's veth pair, and where it is: `None` for this namespace.

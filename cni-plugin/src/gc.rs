@@ -9,7 +9,7 @@ use linux::{
 use crate::{
     addresses,
     failure::kernel,
-    hostports, nat, networks,
+    hostports, networks,
     records::{Records, own_namespace},
     shaping, sweep,
 };
@@ -20,14 +20,13 @@ pub(crate) fn gc(network: &Network) -> Result<(), Error> {
     let Some(valid) = network.valid_attachments()? else { return Ok(()) };
     let is_doomed = is_doomed(network, &valid);
     let links = sweep_links(&Kind::Veth, &is_doomed);
-    let masquerade = nat::sweep(&is_doomed);
     let reservations =
         networks::lenient(network).and_then(|network| addresses::release_invalid(&network, &valid));
     let scratch = networks::sweep_scratch(network, |id| valid.iter().any(|who| who.container == id));
     let ports = hostports::sweep(&is_doomed);
     let shaped = shaping::sweep(&is_doomed);
     let records = sweep_records(network, &valid);
-    links.and(ports).and(shaped).and(masquerade).and(records).and(reservations).and(scratch)
+    links.and(ports).and(shaped).and(records).and(reservations).and(scratch)
 }
 
 /// The aliases of this network's attachments but the valid ones.

@@ -28,7 +28,7 @@ fn add(call: &Call) -> Result<String, Error> {
             format!("{} has been allocated to {ip}, duplicate allocation is not allowed", call.who.container);
         return Err(Error::new(Code::Internal, text));
     }
-    let mut undo = Undo::new(&call.who, Some(&record));
+    let mut undo = Undo::new(Some(&record));
     record.note(&[addresses::begin(&call.who, &record, &reservations, &records)?])?;
     let wish = Wish { who: &call.who, requested: &ipam.requested, record: &record, records: &records };
     let chosen = addresses::reserve(&ipam, &reservations, wish, &mut undo)?;

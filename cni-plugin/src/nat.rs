@@ -1,111 +1,171 @@
-//! Masquerading: the table of `cni-core` brought into the kernel and kept small.
-
-use std::net::IpAddr;
+//! Address translation: the table of `cni-core` brought into the kernel and kept small.
 
 use cni_core::{
-    Attachment, Code, Error, HostAddress, masquerade, masquerade_table, repair_masquerade, sweep_masquerade,
-    unmasquerade, unmasqueraded,
+    Attachment, Code, Elements, Error, HostAddress, Nat, Questions, Taken, Translated, masquerade_sets, mend,
+    nat_sweep, nat_table, port_sets, unmasquerade, unused_subnets,
 };
-use linux::nft::Socket;
-use ruleset::Transaction;
+use linux::{Retry, nft::Socket};
+use ruleset::{Name, SetSpec, Transaction};
 
 use crate::{
     failure::kernel,
+    networks::Call,
+    records::Records,
+    sweep,
     undo::{Step, Undo},
 };
 
 /// How often a step is begun again because others changed the rules meanwhile.
-const ATTEMPTS: usize = 100;
+const ATTEMPTS: usize = 200;
 
-/// Masquerades what `pods` send out of their subnets.
-pub(crate) fn start(pods: &[HostAddress], who: &Attachment, undo: &mut Undo<'_>) -> Result<(), Error> {
+/// Sets what `nat` is, if anything, in one transaction. A host port whose owner turns out to be gone is free.
+pub(crate) fn start<'a>(call: &'a Call, nat: &Nat<'_>, undo: &mut Undo<'a>) -> Result<(), Error> {
+    if nat.is_empty() {
+        return Ok(());
+    }
     let mut socket = open()?;
-    undo.push(Step::Masqueraded(pods.to_owned()));
-    let elements = masquerade(pods, &who.alias());
-    for _ in 0..ATTEMPTS {
-        match socket.commit(&elements) {
-            Err(e) if e.is_not_found() => {}
-            other => return other.map_err(|e| kernel(&e)),
-        }
-        // The table is missing, or not whole. Of several calls that find it so one makes it: the
-        // generation tells the others that they were overtaken.
-        let (family, name) = masquerade_table();
-        let generation = socket.generation().map_err(|e| kernel(&e))?;
-        let have = match socket.table(family, &name) {
-            Err(e) if e.retry() == linux::Retry::Now => continue,
-            other => other.map_err(|e| kernel(&e))?,
-        };
-        let whole = repair_masquerade(have.as_ref(), pods, &who.alias());
-        match socket.commit_at(&whole, Some(generation)) {
-            Err(e) if e.is_overtaken() => {}
-            other => return other.map_err(|e| kernel(&e)),
-        }
+    let pods = nat.masqueraded.is_empty().then_some(&[][..]);
+    let take_back = move || stop(open()?, &call.who, pods, true).map(drop);
+    undo.push(Step::Made(Box::new(take_back)));
+    match set(&mut socket, nat)? {
+        Err(_) if sweep::sweep(&Records::of(&call.network)?, true)? > 0 => set(&mut socket, nat)?,
+        done => done,
     }
-    Err(busy())
+    .map_err(Error::from)
 }
 
-/// Ends it for `who`: `held` are all its addresses, or none where they are not known or may not be
-/// masqueraded: then the elements are looked through.
+fn set(socket: &mut Socket, nat: &Nat<'_>) -> Result<Result<(), Taken>, Error> {
+    persist(|| {
+        let generation = socket.generation()?;
+        match change(socket, nat)? {
+            Ok(change) => socket.commit_at(&change, Some(generation)).map(Ok),
+            Err(taken) => Ok(Err(taken)),
+        }
+    })
+}
+
+/// The change that sets `nat`, by what is there now.
+fn change(socket: &mut Socket, nat: &Nat<'_>) -> Result<Result<Transaction, Taken>, linux::Error> {
+    let (family, table) = nat_table();
+    let rules = socket.all_rules(family, &table)?;
+    if !rules.is_empty() {
+        let seen = answers(socket, nat.questions())?;
+        match nat.claim(&rules, &seen) {
+            Ok(None) => {}
+            Ok(Some(change)) => return Ok(Ok(change)),
+            Err(taken) => return Ok(Err(taken)),
+        }
+    }
+    let have = socket.table(family, &table)?;
+    Ok(nat.repair(have.as_ref()))
+}
+
+fn answers(socket: &mut Socket, questions: Questions) -> Result<Elements, linux::Error> {
+    let (family, table) = nat_table();
+    let mut seen = elements(socket, questions.sets.into_iter())?;
+    for (set, key) in questions.keys {
+        if let Some(element) = socket.element(family, (&table, &set), &key)? {
+            seen.entry(set).or_default().insert(key.into(), element);
+        }
+    }
+    Ok(seen)
+}
+
+/// Ends it for `who`, and returns the host ports that ended. `pods` are its masqueraded addresses; `None` where
+/// they are not known or may be somebody else's by now: then all elements are looked through, as are those of
+/// host ports where there may be `ports`.
 pub(crate) fn stop(
-    socket: Result<Socket, linux::Error>,
-    held: &[HostAddress],
+    mut socket: Socket,
     who: &Attachment,
-) -> Result<(), Error> {
-    let mut socket = match socket {
-        // A kernel without nftables masquerades nothing.
-        Err(e) if e.is_unsupported() => return Ok(()),
-        other => other.map_err(|e| kernel(&e))?,
-    };
-    if !held.is_empty() {
-        match socket.commit(&unmasquerade(held)) {
-            Err(e) if e.is_not_found() || e.is_unsupported() => {}
-            other => return other.map_err(|e| kernel(&e)),
+    pods: Option<&[HostAddress]>,
+    ports: bool,
+) -> Result<Vec<Translated>, Error> {
+    let (alias, mut pods) = (who.alias(), pods);
+    if is_without_tables(&mut socket) {
+        return Ok(Vec::new());
+    }
+    persist(|| {
+        let masqueraded = masquerade_sets().filter(|_| pods.is_none());
+        let seen = elements(&mut socket, port_sets().filter(|_| ports).chain(masqueraded))?;
+        let (mut change, ended) = nat_sweep(&seen, |owner| owner == alias);
+        change.extend(unmasquerade(pods.unwrap_or_default()));
+        let done = socket.commit(&change);
+        // Where something is missing, others have changed it: what is left is found by looking.
+        pods = pods.filter(|pods| pods.is_empty());
+        done.map(|()| ended)
+    })
+}
+
+/// The elements of these sets.
+fn elements(
+    socket: &mut Socket,
+    sets: impl Iterator<Item = (Name, SetSpec)>,
+) -> Result<Elements, linux::Error> {
+    let (family, table) = nat_table();
+    let mut seen = Elements::new();
+    for (set, spec) in sets {
+        match socket.elements(family, (&table, &set), spec.form()) {
+            Err(error) if error.is_not_found() => {}
+            elements => drop(seen.insert(set, elements?)),
         }
     }
-    let alias = who.alias();
-    take_out(&mut socket, |comment| comment == alias)
+    Ok(seen)
 }
 
-/// Takes out the elements whose comment is doomed.
-pub(crate) fn sweep(is_doomed: impl Fn(&str) -> bool) -> Result<(), Error> {
-    // A kernel without nftables masquerades nothing.
-    Socket::open().map_or(Ok(()), |mut socket| take_out(&mut socket, is_doomed))
-}
-
-fn take_out(socket: &mut Socket, is_doomed: impl Fn(&str) -> bool) -> Result<(), Error> {
-    let (family, name) = masquerade_table();
-    for _ in 0..ATTEMPTS {
-        let table = match socket.table(family, &name) {
-            Ok(None) => return Ok(()),
-            Err(e) if e.is_unsupported() => return Ok(()),
-            Ok(Some(table)) => table,
-            Err(e) if e.retry() == linux::Retry::Now => continue,
-            Err(e) => return Err(kernel(&e)),
-        };
-        let change: Transaction = sweep_masquerade(&table, &is_doomed);
-        match socket.commit(&change) {
-            Err(e) if e.is_not_found() => {}
-            other => return other.map_err(|e| kernel(&e)),
-        }
+/// Takes out the elements whose comment is doomed, makes the rules whole that are there, and returns the host
+/// ports that ended.
+pub(crate) fn sweep(is_doomed: impl Fn(&str) -> bool) -> Result<Vec<Translated>, Error> {
+    let (family, table) = nat_table();
+    let Some(mut socket) = open_if_there()? else { return Ok(Vec::new()) };
+    if is_without_tables(&mut socket) {
+        return Ok(Vec::new());
     }
-    Err(busy())
+    persist(|| {
+        let generation = socket.generation()?;
+        let Some(have) = socket.table(family, &table)? else { return Ok(Vec::new()) };
+        socket.commit_at(&mend(&have), Some(generation))?;
+        let seen = have.sets.iter().map(|(name, set)| (name.clone(), set.elements.clone())).collect();
+        let (mut change, ended) = nat_sweep(&seen, &is_doomed);
+        change.extend(unused_subnets(&seen, &is_doomed));
+        socket.commit(&change).map(|()| ended)
+    })
 }
 
-/// Those of `pods` that are not masqueraded for `who`: all of them where the rules are not whole.
-pub(crate) fn missing(pods: &[HostAddress], who: &Attachment) -> Result<Vec<IpAddr>, Error> {
-    let (family, name) = masquerade_table();
-    let table = open()?.table(family, &name).map_err(|e| kernel(&e))?;
-    if !repair_masquerade(table.as_ref(), &[], "").is_empty() {
-        return Ok(pods.iter().map(|pod| pod.address).collect());
+/// What of `nat` is not there, in words.
+pub(crate) fn missing(nat: &Nat<'_>) -> Result<Vec<String>, Error> {
+    if nat.is_empty() {
+        return Ok(Vec::new());
     }
-    Ok(unmasqueraded(table.as_ref(), pods, &who.alias()))
+    let (family, table) = nat_table();
+    let have = open()?.table(family, &table).map_err(|e| kernel(&e))?;
+    Ok(nat.missing(have.as_ref()))
 }
 
-/// A connection to the rules of this namespace.
-pub(crate) fn open() -> Result<Socket, Error> {
+fn open() -> Result<Socket, Error> {
     Socket::open().map_err(|e| kernel(&e))
 }
 
-fn busy() -> Error {
-    Error::new(Code::TryAgainLater, "the nftables rules kept changing while masquerading was being set")
+/// A connection to the rules of this namespace; `None` where the kernel has none.
+pub(crate) fn open_if_there() -> Result<Option<Socket>, Error> {
+    match Socket::open() {
+        Err(e) if e.is_unsupported() => Ok(None),
+        opened => opened.map(Some).map_err(|e| kernel(&e)),
+    }
+}
+
+/// The kernel has no nftables, and so translates nothing.
+fn is_without_tables(socket: &mut Socket) -> bool {
+    socket.generation().is_err_and(|e| e.is_unsupported())
+}
+
+/// Does `step` until nobody changes the rules meanwhile. Of several that find something missing one makes it:
+/// the generation tells the others that they were overtaken.
+fn persist<T>(mut step: impl FnMut() -> Result<T, linux::Error>) -> Result<T, Error> {
+    for _ in 0..ATTEMPTS {
+        match step() {
+            Err(e) if e.is_overtaken() || e.is_not_found() || e.retry() == Retry::Now => {}
+            other => return other.map_err(|e| kernel(&e)),
+        }
+    }
+    Err(Error::new(Code::TryAgainLater, "the nftables rules kept changing while they were being set"))
 }

@@ -1,24 +1,52 @@
-//! Host ports behind an interface plugin.
+//! `portmap`: host ports behind an interface plugin.
 
-use cni_core::Error;
+use cni_core::{Code, Error, Network, Outcome, PortMappings};
 
 use crate::{
+    gc,
+    hostports::{self, HostPorts},
+    nat,
     networks::Call,
     plugin::{Plugin, nothing_to_do},
+    undo::Undo,
 };
 
 /// The plugin `portmap`.
-pub(crate) const PLUGIN: Plugin = Plugin { add, del, check, gc: nothing_to_do, status: nothing_to_do };
+pub(crate) const PLUGIN: Plugin = Plugin { add, del, check, gc, status: nothing_to_do };
 
 fn add(call: &Call) -> Result<String, Error> {
-    call.network.pass_on()
+    let ports = wanted(call, &call.network.chained()?)?;
+    let mut undo = Undo::new(None);
+    nat::start(call, &ports.nat(&call.who.alias(), &[]), &mut undo)?;
+    ports.settle()?;
+    let result = call.network.pass_on()?;
+    undo.keep();
+    Ok(result)
 }
 
-#[allow(clippy::unnecessary_wraps, reason = "the type of a plugin's function")]
-fn del(_: &Call) -> Result<(), Error> {
-    Ok(())
+/// What the runtime asks for, for the container with the addresses of `outcome`.
+fn wanted(call: &Call, outcome: &Outcome) -> Result<HostPorts, Error> {
+    let pods = outcome.addresses_of(call.who.ifname.as_str()).map(|ip| ip.address);
+    HostPorts::new(&PortMappings::parse(&call.network)?, pods, None)
+}
+
+/// Whatever is there of this attachment goes, also where the runtime no longer says what it was.
+fn del(call: &Call) -> Result<(), Error> {
+    let Some(rules) = nat::open_if_there()? else { return Ok(()) };
+    hostports::end(&nat::stop(rules, &call.who, Some(&[]), true)?)
 }
 
 fn check(call: &Call) -> Result<(), Error> {
-    call.network.chained().map(drop)
+    let ports = wanted(call, &call.network.chained()?)?;
+    let missing = nat::missing(&ports.nat(&call.who.alias(), &[]))?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let text = format!("the attachment is not as it was made: {}", missing.join("; "));
+    Err(Error::new(Code::Internal, text))
+}
+
+fn gc(network: &Network) -> Result<(), Error> {
+    let Some(valid) = network.valid_attachments()? else { return Ok(()) };
+    hostports::sweep(gc::is_doomed(network, &valid))
 }

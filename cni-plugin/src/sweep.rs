@@ -17,7 +17,7 @@ use linux::{link::Kind, netlink::RouteSocket};
 
 use crate::{
     failure::kernel,
-    hostports, linkage, lock, nat,
+    hostports, linkage, lock,
     records::{Held, Records, make_folder, own_namespace},
     reservations::Reservations,
     shaping,
@@ -93,11 +93,8 @@ pub(crate) fn clear(records: &Records, dead: &[Held]) -> Result<(), Error> {
     let is_dead = |alias: &str| aliases.contains(alias);
     let any =
         |has: fn(&Held) -> bool| dead.iter().any(|held| has(held) || (!held.before.whole && !held.is_new));
-    if any(|held| held.before.masqueraded) {
-        nat::sweep(is_dead)?;
-    }
-    if any(|held| held.before.host_ports) {
-        hostports::sweep(&is_dead)?;
+    if any(|held| held.before.masqueraded || held.before.host_ports) {
+        hostports::sweep(is_dead)?;
     }
     if any(|held| held.before.limits) {
         shaping::sweep(&is_dead)?;

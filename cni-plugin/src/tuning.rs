@@ -37,7 +37,7 @@ fn add(call: &Call) -> Result<String, Error> {
     let wanted = Tuning::parse(&call.network, &call.args, &call.who.ifname)?;
     allowed(&wanted)?;
     let netns = Rc::new(pod::open(call)?);
-    let mut undo = Undo::new(&call.who, None);
+    let mut undo = Undo::new(None);
     set_sysctls(&netns, &wanted.sysctls, &mut undo)?;
     if wanted.is_about_the_link() {
         set_link(call, &netns, &wanted, &mut undo)?;

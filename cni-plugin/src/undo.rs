@@ -2,33 +2,29 @@
 
 use std::time::Duration;
 
-use cni_core::{Attachment, Error, HostAddress};
-use linux::nft::Socket;
+use cni_core::Error;
 
-use crate::{nat, records::Held};
+use crate::records::Held;
 
 /// How long undoing waits for others: with what ADD waited before, less than runtimes wait for ADD.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A step that was done.
 pub(crate) enum Step<'a> {
-    /// Addresses are masqueraded.
-    Masqueraded(Vec<HostAddress>),
-    /// Anything else, with what takes it back.
+    /// Something, with what takes it back.
     Made(Box<dyn FnOnce() -> Result<(), Error> + 'a>),
 }
 
 /// The steps done so far, taken back newest first when this value goes, unless they are kept; then the record
 /// goes too. If one can't be taken back, the record stays, so that DEL finds what is left.
 pub(crate) struct Undo<'a> {
-    who: &'a Attachment,
     record: Option<&'a Held>,
     steps: Vec<Step<'a>>,
 }
 
 impl<'a> Undo<'a> {
-    pub(crate) fn new(who: &'a Attachment, record: Option<&'a Held>) -> Self {
-        Self { who, record, steps: Vec::new() }
+    pub(crate) fn new(record: Option<&'a Held>) -> Self {
+        Self { record, steps: Vec::new() }
     }
 
     pub(crate) fn push(&mut self, step: Step<'a>) {
@@ -53,10 +49,8 @@ impl Drop for Undo<'_> {
             }
         };
         while let Some(step) = self.steps.pop() {
-            tell(match step {
-                Step::Masqueraded(pods) => nat::stop(Socket::open(), &pods, self.who),
-                Step::Made(take_back) => take_back(),
-            });
+            let Step::Made(take_back) = step;
+            tell(take_back());
         }
         if let Some(record) = self.record.filter(|_| !failed) {
             let _ = record.remove();

@@ -34,8 +34,8 @@ pub struct Seen {
     pub host_joined: Option<bool>,
     /// Addresses whose reservation names this attachment.
     pub reserved: Vec<IpAddr>,
-    /// Addresses that should be masqueraded and are not.
-    pub unmasqueraded: Vec<IpAddr>,
+    /// What of masquerading and host ports is missing, in words.
+    pub untranslated: Vec<String>,
 }
 
 /// Compares. Whatever else is there, by others, is fine.
@@ -58,7 +58,7 @@ pub fn check(bridge: &Bridge, ifname: &IfName, previous: &Outcome, seen: &Seen) 
             wrong.push(format!("gateway {gateway} is not on bridge {}", bridge.bridge));
         }
     }
-    wrong.extend(seen.unmasqueraded.iter().map(|ip| format!("address {ip} is not masqueraded")));
+    wrong.extend(seen.untranslated.iter().cloned());
     let absent = previous.routes.iter().filter(|route| route.table.is_none() && !is_set(route, seen));
     wrong.extend(absent.map(|route| format!("route {} is missing", route.dst)));
     if wrong.is_empty() {
@@ -141,7 +141,7 @@ mod tests {
             ],
             host_joined: Some(true),
             reserved: vec![ip("10.1.0.5")],
-            unmasqueraded: vec![],
+            untranslated: vec![],
         }
     }
 
@@ -186,8 +186,8 @@ mod tests {
             "route 0.0.0.0/0 is missing; route 10.0.0.0/8 is missing"
         );
         assert_eq!(
-            difference(|s| s.unmasqueraded = s.reserved.clone()),
-            "address 10.1.0.5 is not masqueraded"
+            difference(|s| s.untranslated = vec!["host port 80/tcp does not lead to 10.1.0.5".into()]),
+            "host port 80/tcp does not lead to 10.1.0.5"
         );
         assert_eq!(difference(|s| s.bridge_addresses.clear()), "gateway 10.1.0.1 is not on bridge cni0");
     }

@@ -25,6 +25,8 @@ pub enum Code {
     TryAgainLater = 11,
     /// STATUS: no container can be attached now.
     NotAvailable = 50,
+    /// Somebody else has what is asked for, such as a host port; the message says who.
+    Taken = 100,
     /// Anything else (reference library).
     Internal = 999,
 }

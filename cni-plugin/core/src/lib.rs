@@ -12,9 +12,13 @@ mod check;
 mod error;
 mod flannel;
 mod gateway;
+mod hostport;
+mod hostport_class;
+mod hostport_rules;
 mod ipam;
 mod json;
 mod masquerade;
+mod nat;
 mod plan;
 mod record;
 mod request;
@@ -34,9 +38,12 @@ pub use flannel::{
     delegate_config, delegate_type, foreign_delegate, reason_in_status, scratch_dir, status_file, subnet_file,
 };
 pub use gateway::{GatewayChange, gateway_changes};
+pub use hostport::{Forwarding, HostPort, PortMappings};
+pub use hostport_rules::Translated;
 pub use ipam::{DEFAULT_DATA_DIR, Ipam, data_dir, parse_resolv_conf};
-pub use masquerade::{
-    masquerade, masquerade_table, repair_masquerade, sweep_masquerade, unmasquerade, unmasqueraded,
+pub use nat::{
+    Elements, Nat, Questions, Rules, Taken, masquerade_sets, mend, nat_sweep, nat_table, port_sets,
+    unmasquerade, unused_subnets,
 };
 pub use plan::{Chosen, HostAddress, Plan, PodRoute};
 pub use record::{Record, Trace, state_dir};

@@ -33,7 +33,8 @@ impl Server {
     ///
     /// # Errors
     /// When the address can't be bound.
-    pub fn tcp(net: &Netns, at: SocketAddrV4, name: &str) -> Result<Self> {
+    pub fn tcp(net: &Netns, at: impl Into<SocketAddr>, name: &str) -> Result<Self> {
+        let at = at.into();
         let listener =
             net.inside(|| TcpListener::bind(at))?.with_context(|| format!("failed to bind {at}/tcp"))?;
         set_socket_timeout(&listener, Timeout::Recv, Some(LOOK_UP))?;
@@ -52,7 +53,8 @@ impl Server {
     ///
     /// # Errors
     /// When the address can't be bound.
-    pub fn udp(net: &Netns, at: SocketAddrV4, name: &str) -> Result<Self> {
+    pub fn udp(net: &Netns, at: impl Into<SocketAddr>, name: &str) -> Result<Self> {
+        let at = at.into();
         let socket =
             net.inside(|| UdpSocket::bind(at))?.with_context(|| format!("failed to bind {at}/udp"))?;
         socket.set_read_timeout(Some(LOOK_UP))?;

@@ -7,7 +7,7 @@ use testkit::{Cmd, Netns};
 use crate::bed::{Bed, Who, call, with};
 
 /// Another machine beyond the host, which knows no way back to pods.
-fn outside(bed: &Bed) -> Result<Netns> {
+pub(crate) fn outside(bed: &Bed) -> Result<Netns> {
     let outside = Netns::new()?;
     bed.host
         .cmd(format!("ip link add out0 type veth peer name out1 netns {}", outside.path().display()))
@@ -29,7 +29,7 @@ fn outside(bed: &Bed) -> Result<Netns> {
     Ok(outside)
 }
 
-fn config(bed: &Bed) -> Value {
+pub(crate) fn config(bed: &Bed) -> Value {
     let ranges = json!([[{"subnet": "10.99.0.0/24"}], [{"subnet": "fd99::/64"}]]);
     with(
         &bed.bridge(),
@@ -62,7 +62,8 @@ fn what_leaves_is_masqueraded_and_what_stays_is_not() -> Result<()> {
     one.cmd("ping -n -c1 -W2 10.99.0.2").ok()?;
     dump.wait_for_log("IP 10.99.0.3 > 10.99.0.2", std::time::Duration::from_secs(5))?;
     let listed = elements()?;
-    assert_eq!(listed.matches("weft:net/c1/eth0").count(), 4, "{listed}");
+    assert_eq!(listed.matches("weft:net/c1/eth0").count(), 2, "{listed}");
+    assert!(listed.contains("10.99.0.0/24 . 10.99.0.0/24"), "{listed}");
     call("CHECK", &first, &with(&config(&bed), &json!({"prevResult": result}))).silent();
     drop(outside);
     Ok(())
@@ -80,7 +81,7 @@ fn del_takes_the_elements_of_its_own_pod_alone() -> Result<()> {
     call("DEL", &whos[1].homeless(), &config).silent();
     call("DEL", &whos[2], &with(&config, &json!({"ipMasq": false}))).silent();
     let left = elements()?;
-    for (id, count) in [("c1", 0), ("c2", 0), ("c3", 0), ("c4", 4)] {
+    for (id, count) in [("c1", 0), ("c2", 0), ("c3", 0), ("c4", 2)] {
         assert_eq!(left.matches(&format!("weft:net/{id}/eth0")).count(), count, "{id}: {left}");
     }
     let full = with(&config, &json!({"prevResult": results[3]}));
@@ -93,7 +94,7 @@ fn del_takes_the_elements_of_its_own_pod_alone() -> Result<()> {
     let full = with(&config, &json!({"prevResult": result}));
     call("CHECK", &whos[3], &full).silent();
     Cmd::new("nft flush chain inet weft-cni postrouting").ok()?;
-    assert!(call("CHECK", &whos[3], &full).error().1.contains("is not masqueraded"));
+    assert!(call("CHECK", &whos[3], &full).error().1.contains("rules of address translation are not whole"));
     Cmd::new("nft flush ruleset").ok()?;
     call("DEL", &whos[3], &full).silent();
     assert_eq!((bed.reservations("net").len(), bed.veths()?.len()), (0, 0));
@@ -112,7 +113,48 @@ fn a_table_that_others_broke_is_made_whole() -> Result<()> {
     let result = call("ADD", &who, &config).result();
     call("CHECK", &who, &with(&config, &json!({"prevResult": result}))).silent();
     let listed = elements()?;
-    assert_eq!((listed.matches("/c1/").count(), listed.matches("/c2/").count()), (3, 4), "{listed}");
+    assert_eq!((listed.matches("/c1/").count(), listed.matches("/c2/").count()), (2, 2), "{listed}");
+    Ok(())
+}
+
+#[test]
+fn rules_that_others_flushed_are_there_after_the_next_add() -> Result<()> {
+    let Some(bed) = Bed::new("masqflush")? else { return Ok(()) };
+    let outside = outside(&bed)?;
+    let (one, two) = (Netns::new()?, Netns::new()?);
+    call("ADD", &Who::new("c1", &one), &config(&bed)).result();
+    Cmd::new("nft flush chain inet weft-cni postrouting").ok()?;
+    assert_eq!(one.cmd("ping -n -c1 -W1 192.0.2.9").run()?.code, Some(1));
+    call("ADD", &Who::new("c2", &two), &config(&bed)).result();
+    for pod in [&one, &two] {
+        pod.cmd("ping -n -c1 -W2 192.0.2.9").ok()?;
+    }
+    Cmd::new("nft flush chain inet weft-cni postrouting").ok()?;
+    let valid = json!([{"containerID": "c1", "ifname": "eth0"}, {"containerID": "c2", "ifname": "eth0"}]);
+    call("GC", &Who::new("c1", &one), &with(&config(&bed), &json!({"cni.dev/valid-attachments": valid})))
+        .silent();
+    one.cmd("ping -n -c1 -W2 192.0.2.9").ok()?;
+    drop(outside);
+    Ok(())
+}
+
+#[test]
+fn an_element_that_a_dead_owner_left_is_the_new_owners() -> Result<()> {
+    let Some(bed) = Bed::new("masqold")? else { return Ok(()) };
+    let pod = Netns::new()?;
+    let who = Who::new("c1", &pod);
+    let config = config(&bed);
+    call("ADD", &who, &config).result();
+    call("DEL", &who, &config).silent();
+    Cmd::new("nft add element inet weft-cni pods4")
+        .arg("{ 10.99.0.3 comment \"weft:net/dead/eth0\" }")
+        .ok()?;
+    let result = call("ADD", &who, &config).result();
+    assert_eq!(result["ips"][0]["address"], "10.99.0.3/24");
+    call("CHECK", &who, &with(&config, &json!({"prevResult": result}))).silent();
+    let valid = json!([{"containerID": "c1", "ifname": "eth0"}]);
+    call("GC", &who, &with(&config, &json!({"cni.dev/valid-attachments": valid}))).silent();
+    call("CHECK", &who, &with(&config, &json!({"prevResult": result}))).silent();
     Ok(())
 }
 
@@ -135,7 +177,7 @@ fn sixteen_first_calls_make_one_table() -> Result<()> {
         answer.result();
     }
     let table = Cmd::new("nft list table inet weft-cni").ok()?.stdout;
-    assert_eq!(table.matches(" masquerade").count(), 2, "{table}");
-    assert_eq!(elements()?.matches("weft:net/").count(), 64);
+    assert_eq!(table.matches(" masquerade").count(), 4, "{table}");
+    assert_eq!(elements()?.matches("weft:net/").count(), 32);
     Ok(())
 }

@@ -7,7 +7,7 @@ use ruleset::{
     code::KeyForm,
 };
 
-use super::{AnonymousSets, Socket, decode, get, numbers as n, table_object};
+use super::{AnonymousSets, Socket, attr::Writer, decode, get, numbers as n, table_object};
 use crate::{Cause, Error, netlink::Request};
 
 /// How often a table is read again because the ruleset changed meanwhile.
@@ -105,6 +105,70 @@ impl Socket {
         Ok(rules.into_iter().filter(|(of, _)| of == chain).map(|(_, rule)| rule).collect())
     }
 
+    /// The rules of all chains of a table; none where there is no such table. Lookups in anonymous sets name
+    /// those as the kernel does.
+    ///
+    /// # Errors
+    /// The kernel refused or did not answer, or the ruleset kept changing.
+    pub fn all_rules(
+        &mut self,
+        family: Family,
+        table: &Name,
+    ) -> Result<BTreeMap<Name, Vec<ObservedRule>>, Error> {
+        let object = format!("rules of {}", table_object(family, table));
+        let request = get("list", &object, n::GETRULE, n::family(family), &[(n::TABLE, table.as_str())]);
+        let mut chains = BTreeMap::<Name, Vec<_>>::new();
+        for (chain, rule) in self.rules_of_table(&request, table, &AnonymousSets::new())? {
+            chains.entry(chain).or_default().push(rule);
+        }
+        Ok(chains)
+    }
+
+    /// The elements of a set or map whose elements are found in that way.
+    ///
+    /// # Errors
+    /// There is no such set ([`Error::is_not_found`]), the kernel refused or did not answer, or the ruleset
+    /// kept changing.
+    pub fn elements(
+        &mut self,
+        family: Family,
+        (table, set): (&Name, &Name),
+        form: KeyForm,
+    ) -> Result<BTreeMap<Key, Element>, Error> {
+        let request = elements_request(family, table, set);
+        let parts = self.connection.dump(&request, |message| {
+            Ok(Some(decode::entries(decode::attributes(message)).collect::<Vec<_>>()))
+        })?;
+        Ok(decode::elements(form, parts.into_iter().flatten().collect()))
+    }
+
+    /// The element of a set or map without ranges that has that key; `None` also where there is no such set.
+    ///
+    /// # Errors
+    /// The kernel refused or did not answer.
+    pub fn element(
+        &mut self,
+        family: Family,
+        (table, set): (&Name, &Name),
+        key: &Value,
+    ) -> Result<Option<Element>, Error> {
+        let mut request = elements_request(family, table, set);
+        let mut wanted = Writer::default();
+        wanted.nest(n::ELEM_LIST_ELEMENTS, |list| {
+            list.nest(n::LIST_ELEM, |element| element.value(n::ELEM_KEY, key.as_bytes()));
+        });
+        request.payload.extend(wanted.bytes);
+        request.verb = "read";
+        let found = self.connection.ask(&request, |message| {
+            let entries = decode::entries(decode::attributes(message)).collect();
+            Ok(decode::elements(KeyForm::Exact, entries).into_values().next())
+        });
+        match found {
+            Err(error) if error.is_not_found() => Ok(None),
+            found => Ok(found?.into_iter().flatten().next()),
+        }
+    }
+
     /// What the elements of a set with `counter` have counted; ranges by their first value.
     ///
     /// # Errors
@@ -163,7 +227,7 @@ impl Socket {
         })?;
         let (mut sets, mut anonymous) = (BTreeMap::new(), AnonymousSets::new());
         for ((name, header), is_anonymous) in headers {
-            let elements = self.read_elements(&elements_request(family, table, &name), header.form)?;
+            let elements = self.elements(family, (table, &name), header.form)?;
             if is_anonymous {
                 anonymous.extend(decode::anonymous(header, elements).map(|set| (name, set)));
             } else {
@@ -171,13 +235,6 @@ impl Socket {
             }
         }
         Ok((sets, anonymous))
-    }
-
-    fn read_elements(&mut self, request: &Request, form: KeyForm) -> Result<BTreeMap<Key, Element>, Error> {
-        let parts = self.connection.dump(request, |message| {
-            Ok(Some(decode::entries(decode::attributes(message)).collect::<Vec<_>>()))
-        })?;
-        Ok(decode::elements(form, parts.into_iter().flatten().collect()))
     }
 
     /// The rules that `request` lists, as far as they are in `table`, with their chains.

@@ -1,0 +1,379 @@
+//! The table of address translation for containers, and the changes that an attachment makes to it.
+//!
+//! Its rules are the same whatever the number of containers; each container has elements in its sets and maps,
+//! whose comment says whose they are. Nobody keeps it but ADD, CHECK and GC: ADD sees to it that the rules are
+//! whole, which costs one listing of them.
+
+use std::collections::BTreeMap;
+
+use netmodel::TABLE_PREFIX;
+use ruleset::{
+    Chain, ChainType, Change, Data, Element, Family, Hook, Key, Name, Observed, ObservedRule, Rule, SetSpec,
+    Table, Transaction, Value, Verdict,
+};
+
+use crate::{
+    Code, Error, Forwarding, HostAddress,
+    hostport::mark,
+    hostport_class::Class,
+    hostport_rules::{self, Translated},
+    masquerade,
+};
+
+/// Priority of source NAT (`srcnat`).
+const SRCNAT: i32 = 100;
+
+/// The chain that replaces sources.
+const POSTROUTING: &str = "postrouting";
+
+/// What one attachment wants to have in the table.
+#[derive(Clone, Debug)]
+pub struct Nat<'a> {
+    /// The comment of its elements.
+    pub whose: &'a str,
+    /// Its addresses that are masqueraded.
+    pub masqueraded: &'a [HostAddress],
+    /// Its host ports.
+    pub ports: &'a [Forwarding],
+    /// The bit of the packet mark that means "replace the source"; `None`: any will do.
+    pub mark_bit: Option<u8>,
+}
+
+/// One element, and the set that it belongs to.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) set: &'static str,
+    pub(crate) spec: SetSpec,
+    pub(crate) key: Key,
+    pub(crate) element: Element,
+}
+
+/// Rules by their chains.
+pub type Rules = BTreeMap<Name, Vec<ObservedRule>>;
+
+/// Elements by their sets.
+pub type Elements = BTreeMap<Name, BTreeMap<Key, Element>>;
+
+/// What has to be known before an attachment's elements are added.
+#[derive(Debug, Default)]
+pub struct Questions {
+    /// Single elements of sets without ranges.
+    pub keys: Vec<(Name, Value)>,
+    /// Whole sets, all of them small.
+    pub sets: BTreeMap<Name, SetSpec>,
+}
+
+/// A host port has another owner already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// The port that is wanted.
+    pub port: String,
+    /// The owner's mark; empty where it has none.
+    pub owner: String,
+}
+
+/// Family and name of the table.
+#[must_use]
+pub fn nat_table() -> (Family, Name) {
+    (Family::Inet, Name::from(format!("{TABLE_PREFIX}cni")))
+}
+
+/// The sets and maps of host ports.
+pub fn port_sets() -> impl Iterator<Item = (Name, SetSpec)> {
+    hostport_rules::sets().map(|(name, spec)| (name.into(), spec))
+}
+
+/// The sets of masquerading.
+pub fn masquerade_sets() -> impl Iterator<Item = (Name, SetSpec)> {
+    masquerade::sets().map(|(name, spec)| (name.into(), spec))
+}
+
+/// The table without elements.
+fn table(mark: u32) -> Table {
+    let (family, name) = nat_table();
+    let mut table = Table::new(family, name);
+    masquerade::add_sets_to(&mut table);
+    hostport_rules::add_to(&mut table, mark);
+    let rules = hostport_rules::source_rules(mark).into_iter().chain(masquerade::rules());
+    table.chain(POSTROUTING, Chain::base(ChainType::Nat, Hook::Postrouting, SRCNAT, rules));
+    table
+}
+
+/// The rules of `chain` are those that are there.
+fn is_same(table: &Table, chain: &[Rule], rules: Option<&Vec<ObservedRule>>) -> bool {
+    let there = rules.map(Vec::as_slice).unwrap_or_default();
+    chain.len() == there.len() && chain.iter().zip(there).all(|(rule, there)| rule.lower(table) == there.code)
+}
+
+impl Nat<'_> {
+    /// It wants nothing.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.masqueraded.is_empty() && self.ports.is_empty()
+    }
+
+    fn entries(&self) -> impl Iterator<Item = Entry> {
+        let ports = hostport_rules::entries(self.ports, self.whose).map(|(_, entry)| entry);
+        masquerade::entries(self.masqueraded, self.whose).chain(ports)
+    }
+
+    /// The marks that this attachment could do with, the likeliest first.
+    fn marks(&self) -> impl Iterator<Item = u32> {
+        let others = (0..32).filter(|_| self.mark_bit.is_none()).map(Some);
+        [self.mark_bit].into_iter().chain(others).map(mark)
+    }
+
+    /// What has to be known.
+    #[must_use]
+    pub fn questions(&self) -> Questions {
+        let mut questions = Questions::default();
+        for entry in self.entries() {
+            match entry.key {
+                Key::One(key) => questions.keys.push((entry.set.into(), key)),
+                Key::Range(_) => drop(questions.sets.insert(entry.set.into(), entry.spec)),
+            }
+        }
+        for port in self.ports {
+            match hostport_rules::rivals(port) {
+                (map, _, Some(key)) => questions.keys.push((map.into(), key)),
+                (map, spec, None) => drop(questions.sets.insert(map.into(), spec)),
+            }
+        }
+        questions
+    }
+
+    /// The change that gives this attachment its elements, where the rules are whole and the answers to the
+    /// [questions](Self::questions) are `seen`; `None` where the rules are not whole. An element that others
+    /// left behind is replaced.
+    ///
+    /// # Errors
+    /// A host port has another owner.
+    pub fn claim(&self, rules: &Rules, seen: &Elements) -> Result<Option<Transaction>, Taken> {
+        let whole = |mark: &u32| {
+            let table = table(*mark);
+            table.chains.iter().all(|(name, chain)| is_same(&table, &chain.rules, rules.get(name)))
+        };
+        let Some(mark) = self.marks().find(whole) else { return Ok(None) };
+        let mut change = self.change(seen)?;
+        let table = table(mark);
+        let mut chains = Transaction::new(table.family, &table.name);
+        for (name, chain) in hostport_rules::class_chains(self.ports) {
+            if is_same(&table, &chain.rules, rules.get(name)) {
+                continue;
+            }
+            if rules.contains_key(name) {
+                return Ok(None);
+            }
+            chains.add_chain(name, None);
+            for rule in &chain.rules {
+                chains.add_rule(&table, name, rule);
+            }
+        }
+        change.changes.splice(0..0, chains.changes);
+        Ok(Some(change))
+    }
+
+    /// The change of elements alone.
+    fn change(&self, seen: &Elements) -> Result<Transaction, Taken> {
+        for port in self.ports {
+            if let Some(owner) = rival_of(port, seen, self.whose) {
+                return Err(Taken { port: port.to_string(), owner: owner.to_owned() });
+            }
+        }
+        let (family, name) = nat_table();
+        let mut change = Transaction::new(family, name);
+        for Entry { set, spec, key, element } in self.entries() {
+            let set = Name::from(set);
+            let there = seen.get(&set).and_then(|set| set.get(&key));
+            if there == Some(&element) {
+                continue;
+            }
+            change.delete_elements(&set, &spec, there.map(|_| key.clone()));
+            change.add_elements(&set, &spec, [(key, element)]);
+        }
+        Ok(change)
+    }
+
+    /// The change after which the table is whole, has this attachment's elements too, and keeps those that
+    /// there are. Empty where nothing is missing.
+    ///
+    /// # Errors
+    /// A host port has another owner.
+    pub fn repair(&self, have: Option<&Observed>) -> Result<Transaction, Taken> {
+        let mut want = self.wanted(have);
+        let seen = want.sets.iter().map(|(name, set)| (name.clone(), set.elements.clone())).collect();
+        self.change(&seen)?;
+        for Entry { set, key, element, .. } in self.entries() {
+            want.element(&set.into(), key, element);
+        }
+        Ok(difference(want, have))
+    }
+
+    /// The whole table, with the elements that are in `have`.
+    fn wanted(&self, have: Option<&Observed>) -> Table {
+        let marks = self.marks().map(table);
+        let fits = |table: &Table| {
+            let chain = |chains: &BTreeMap<Name, ruleset::ObservedChain>| {
+                chains.get(&Name::from(POSTROUTING)).map(|chain| chain.rules.clone())
+            };
+            let rules = have.and_then(|have| chain(&have.chains));
+            is_same(table, &table.chains[&Name::from(POSTROUTING)].rules, rules.as_ref())
+        };
+        let mut want = marks.into_iter().find(fits).unwrap_or_else(|| table(mark(self.mark_bit)));
+        for (name, set) in &mut want.sets {
+            let same =
+                have.and_then(|have| have.sets.get(name)).filter(|seen| seen.header == set.spec.lower());
+            set.elements.extend(same.into_iter().flat_map(|seen| seen.elements.clone()));
+        }
+        for (name, chain) in hostport_rules::class_chains(self.ports) {
+            want.chain(name, chain);
+        }
+        want
+    }
+
+    /// What is not there of this attachment and of the rules, in words.
+    #[must_use]
+    pub fn missing(&self, have: Option<&Observed>) -> Vec<String> {
+        let nothing = Nat { masqueraded: &[], ports: &[], ..self.clone() };
+        let mut missing = Vec::new();
+        if !difference(nothing.wanted(have), have).is_empty() {
+            missing.push("the rules of address translation are not whole".to_owned());
+        }
+        let holds = |entry: &Entry| {
+            let set = have.and_then(|have| have.sets.get(&Name::from(entry.set)));
+            set.and_then(|set| set.elements.get(&entry.key)) == Some(&entry.element)
+        };
+        for pod in self.masqueraded {
+            if !masquerade::entries(&[*pod], self.whose).all(|entry| holds(&entry)) {
+                missing.push(format!("address {} is not masqueraded", pod.address));
+            }
+        }
+        for port in self.ports {
+            let entries = hostport_rules::entries(std::slice::from_ref(port), self.whose);
+            if !entries.into_iter().all(|(_, entry)| holds(&entry)) {
+                missing.push(format!("host port {port} does not lead to {}", port.pod));
+            }
+        }
+        let chains = hostport_rules::class_chains(self.ports);
+        let table = table(mark(self.mark_bit));
+        for (name, chain) in chains {
+            let there = have.and_then(|have| have.chains.get(name)).map(|there| &there.rules);
+            if !is_same(&table, &chain.rules, there) {
+                missing.push(format!("chain {name} is not whole"));
+            }
+        }
+        missing
+    }
+}
+
+/// The class that an element leads to.
+fn class_of(element: &Element) -> Option<&Name> {
+    match &element.data {
+        Data::Verdict(Verdict::Goto(class)) => Some(class),
+        _ => None,
+    }
+}
+
+/// The change that makes `want` of what is there; chains of classes stay that `want` does not know.
+fn difference(mut want: Table, have: Option<&Observed>) -> Transaction {
+    let mut change = ruleset::diff(&want, have);
+    if change.changes.contains(&Change::DeleteTable) {
+        // Those chains go with it, so that no element can lead there.
+        let Table { sets, chains, .. } = &mut want;
+        for set in sets.values_mut() {
+            set.elements
+                .retain(|_, element| class_of(element).is_none_or(|class| chains.contains_key(class)));
+        }
+        return ruleset::diff(&want, have);
+    }
+    change.changes.retain(|change| match change {
+        Change::FlushChain { name } | Change::DeleteChain { name } => {
+            want.chains.contains_key(name) || !Class::is_name(name)
+        }
+        _ => true,
+    });
+    change
+}
+
+/// The change after which the rules that are there are whole.
+#[must_use]
+pub fn mend(have: &Observed) -> Transaction {
+    let nobody = Nat { whose: "", masqueraded: &[], ports: &[], mark_bit: None };
+    difference(nobody.wanted(Some(have)), Some(have))
+}
+
+/// The owner of what `port` would take away, or be hidden by.
+fn rival_of<'a>(port: &Forwarding, seen: &'a Elements, whose: &str) -> Option<&'a str> {
+    let (rivals, ..) = hostport_rules::rivals(port);
+    let to = Value::from(port.pod);
+    [hostport_rules::map_of(port), rivals].into_iter().find_map(|map| {
+        let same = seen.get(&Name::from(map)).into_iter().flatten().filter(|(key, element)| {
+            // Whoever has the container's address now has outlived the element's owner.
+            let stale =
+                matches!(&element.data, Data::Value(old) if old.as_bytes().starts_with(to.as_bytes()));
+            !stale && hostport_rules::is_in_the_way(map, key, port)
+        });
+        same.map(|(_, element)| element.comment.as_deref().unwrap_or_default()).find(|owner| *owner != whose)
+    })
+}
+
+/// The change that takes out every element of `seen` whose comment is `doomed`, and the host ports that end
+/// with it.
+pub fn nat_sweep(seen: &Elements, doomed: impl Fn(&str) -> bool) -> (Transaction, Vec<Translated>) {
+    let (family, name) = nat_table();
+    let mut change = Transaction::new(family, name);
+    let mut ended = Vec::new();
+    for (name, spec) in port_sets().chain(masquerade_sets()) {
+        let elements = seen.get(&name).into_iter().flatten();
+        let is_doomed = |element: &Element| element.comment.as_deref().is_some_and(&doomed);
+        let gone: Vec<_> = elements.filter(|(_, element)| is_doomed(element)).collect();
+        ended.extend(gone.iter().filter_map(|(key, element)| Translated::read(name.as_str(), key, element)));
+        change.delete_elements(&name, &spec, gone.into_iter().map(|(key, _)| key.clone()));
+    }
+    (change, ended)
+}
+
+/// The change that takes out the subnets of `seen` without a masqueraded address that is not `doomed`.
+#[must_use]
+pub fn unused_subnets(seen: &Elements, doomed: impl Fn(&str) -> bool) -> Transaction {
+    let (family, name) = nat_table();
+    let mut change = Transaction::new(family, name);
+    for (name, spec) in masquerade::sets().filter(|(name, _)| masquerade::is_of_subnets(name)) {
+        let pods = seen.get(&Name::from(masquerade::pods_of(name))).into_iter().flatten();
+        let stay = pods.filter(|(_, pod)| !pod.comment.as_deref().is_some_and(&doomed)).map(|(key, _)| key);
+        let stay: Vec<&Key> = stay.collect();
+        let name = Name::from(name);
+        let subnets = seen.get(&name).into_iter().flat_map(BTreeMap::keys);
+        let unused = subnets.filter(|own| !stay.iter().any(|pod| masquerade::holds(own, pod)));
+        change.delete_elements(&name, &spec, unused.cloned());
+    }
+    change
+}
+
+/// The change that ends masquerading of `pods`.
+#[must_use]
+pub fn unmasquerade(pods: &[HostAddress]) -> Transaction {
+    let (family, name) = nat_table();
+    let mut change = Transaction::new(family, name);
+    for entry in masquerade::entries(pods, "").filter(|entry| !masquerade::is_of_subnets(entry.set)) {
+        change.delete_elements(&entry.set.into(), &entry.spec, [entry.key]);
+    }
+    change
+}
+
+impl From<Taken> for Error {
+    fn from(Taken { port, owner }: Taken) -> Self {
+        let whose = match owner.strip_prefix(netmodel::MARK).map(|owner| owner.split('/').collect::<Vec<_>>())
+        {
+            Some(parts) if parts.len() == 3 => {
+                format!("container {} (interface {}, network {})", parts[1], parts[2], parts[0])
+            }
+            _ if owner.is_empty() => "an unknown owner".to_owned(),
+            _ => owner,
+        };
+        Self::new(Code::Taken, format!("host port {port} is taken by {whose}"))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,154 @@
+//! Host ports: who has one, and that it is there.
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use testkit::{Cmd, Netns};
+
+use crate::{
+    bed::{Bed, Who, call, with},
+    hostports_lab::{Lab, ask, expect, is_silent, tcp, udp},
+};
+
+#[test]
+fn a_taken_port_is_refused_by_name_of_its_owner() -> Result<()> {
+    let Some(lab) = Lab::new("hosttaken")? else { return Ok(()) };
+    let at = |host: &str| json!([with(&tcp(8080), &json!({"hostIP": host}))]);
+    let one = lab.add("one", &json!([tcp(8080), udp(8081)]))?;
+    let two = Lab::pod("two")?;
+    for (asked, port) in [
+        (json!([tcp(8080)]), "8080/tcp"),
+        (json!([tcp(7070), udp(8081)]), "8081/udp"),
+        (at("192.0.2.1"), "192.0.2.1:8080/tcp"),
+        (at("::"), "8080/tcp"),
+    ] {
+        let (code, text) = lab.try_add(&two, &asked).error();
+        assert!((100..999).contains(&code), "{code}");
+        assert_eq!(text, format!("host port {port} is taken by container one (interface eth0, network net)"));
+        assert_eq!((Lab::elements_of("two")?, lab.bed.reservations("net").len()), (0, 2));
+        assert_eq!(lab.bed.veths()?.len(), 2, "one of the pod, one to the outside");
+    }
+    // A new pod before the end of the old one: the old one's DEL must not harm whoever comes next.
+    lab.del(&one, &json!([tcp(8080)]));
+    lab.try_add(&two, &json!([tcp(8080)])).result();
+    lab.del(&one, &json!([tcp(8080), udp(8081)]));
+    lab.del(&one, &json!([]));
+    expect(ask(&lab.outside, "192.0.2.1:8080"), "two", "192.0.2.9");
+    Ok(())
+}
+
+#[test]
+fn a_port_of_one_address_and_of_any_are_rivals() -> Result<()> {
+    let Some(lab) = Lab::new("hostrivals")? else { return Ok(()) };
+    let at = |host: &str| json!([with(&tcp(8080), &json!({"hostIP": host}))]);
+    let _one = lab.add("one", &at("192.0.2.1"))?;
+    let two = Lab::pod("two")?;
+    for refused in [json!([tcp(8080)]), at("0.0.0.0"), at("192.0.2.1")] {
+        assert!(lab.try_add(&two, &refused).error().1.contains("is taken by container one"));
+    }
+    for free in [at("192.0.2.2"), at("2001:db8::1"), at("::"), json!([udp(8080)])] {
+        lab.try_add(&two, &free).result();
+        lab.del(&two, &free);
+    }
+    Ok(())
+}
+
+#[test]
+fn sixteen_at_once_have_one_winner() -> Result<()> {
+    let Some(lab) = Lab::new("hostrace")? else { return Ok(()) };
+    let pods: Vec<Netns> = (0..16).map(|_| Netns::new()).collect::<Result<_>>()?;
+    let answers = crate::crowd::add_all(&lab.bed.host, &pods, &lab.config(&json!([tcp(8080)])), 16);
+    let (won, lost): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.code == Some(0));
+    assert_eq!((won.len(), lost.len()), (1, 15));
+    for answer in lost {
+        assert!(answer.error().1.contains("host port 8080/tcp is taken by container c"), "{answer:?}");
+    }
+    assert_eq!(lab.bed.reservations("net").len(), 2);
+    Ok(())
+}
+
+#[test]
+fn check_sees_what_is_missing_of_a_host_port() -> Result<()> {
+    let Some(lab) = Lab::new("hostcheck")? else { return Ok(()) };
+    let config = lab.config(&json!([tcp(8080), with(&tcp(81), &json!({"hostIP": "192.0.2.1"}))]));
+    let pod = Lab::pod("web")?;
+    for harm in [
+        "nft flush map inet weft-cni hostports4",
+        "nft flush map inet weft-cni hostip-ports4",
+        "nft flush set inet weft-cni hairpins6",
+        "nft flush chain inet weft-cni hostports",
+        "nft flush chain inet weft-cni prerouting",
+        "nft delete table inet weft-cni",
+    ] {
+        let result = call("ADD", &pod.who, &config).result();
+        let full = with(&config, &json!({"prevResult": result}));
+        call("CHECK", &pod.who, &full).silent();
+        Cmd::new(harm).ok()?;
+        let before = Cmd::new("nft list ruleset").ok()?.stdout;
+        let (_, text) = call("CHECK", &pod.who, &full).error();
+        assert!(
+            text.contains("host port") || text.contains("rules of address translation"),
+            "{harm}: {text}"
+        );
+        assert_eq!(Cmd::new("nft list ruleset").ok()?.stdout, before, "CHECK changes nothing");
+        call("DEL", &pod.who, &full).silent();
+    }
+    Ok(())
+}
+
+#[test]
+fn gc_ends_the_host_ports_of_the_dead_alone() -> Result<()> {
+    let Some(lab) = Lab::new("hostgc")? else { return Ok(()) };
+    let pods = [lab.add("c1", &json!([tcp(81)]))?, lab.add("c2", &json!([tcp(82)]))?];
+    let other = Lab::pod("c3")?;
+    let elsewhere = with(
+        &lab.config(&json!([tcp(83)])),
+        &json!({"name": "other", "bridge": "br1",
+            "ipam": {"type": "host-local", "dataDir": lab.bed.path("networks"), "subnet": "10.88.0.0/24"}}),
+    );
+    call("ADD", &other.who, &elsewhere).result();
+    Cmd::new("nft flush chain inet weft-cni usual").ok()?;
+    let valid = json!([{"containerID": "c2", "ifname": "eth0"}]);
+    let config = with(&lab.config(&json!([])), &json!({"cni.dev/valid-attachments": valid}));
+    call("GC", &pods[0].who, &config).silent();
+    assert_eq!((Lab::elements_of("c1")?, Lab::elements_of("c2")?), (0, 6));
+    assert!(is_silent(&lab.outside, "192.0.2.1:81")?);
+    for (port, name) in [(82, "c2"), (83, "c3")] {
+        expect(ask(&lab.outside, &format!("192.0.2.1:{port}")), name, "192.0.2.9");
+    }
+    let chained = with(&config, &json!({"type": "portmap", "cni.dev/valid-attachments": []}));
+    call("GC", &pods[0].who, &chained).silent();
+    assert_eq!(Lab::elements_of("c2")?, 0);
+    Ok(())
+}
+
+#[test]
+fn bad_mappings_are_refused_before_anything_is_touched() -> Result<()> {
+    let Some(bed) = Bed::new("hostbad")? else { return Ok(()) };
+    let pod = Netns::new()?;
+    let who = Who::new("c1", &pod);
+    let refused = |mapping: Value, keys: Value| {
+        let asked =
+            json!({"capabilities": {"portMappings": true}, "runtimeConfig": {"portMappings": [mapping]}});
+        call("ADD", &who, &with(&with(&bed.bridge(), &asked), &keys)).error()
+    };
+    for (mapping, text) in [
+        (json!({"hostPort": 0, "containerPort": 80}), "Invalid host port number: 0"),
+        (json!({"hostPort": 65536, "containerPort": 80}), "Invalid host port number: 65536"),
+        (json!({"hostPort": 80, "containerPort": -1}), "Invalid container port number: -1"),
+        (
+            json!({"hostPort": 80, "containerPort": 80, "protocol": "icmp"}),
+            "invalid runtimeConfig.portMappings.protocol \"icmp\"",
+        ),
+    ] {
+        assert_eq!(refused(mapping, json!({})), (7, text.into()));
+    }
+    for (key, value) in
+        [("externalSetMarkChain", json!("X")), ("conditionsV4", json!(["!", "-d", "192.0.2.1"]))]
+    {
+        let (code, text) = refused(tcp(80), json!({key: value}));
+        assert!(code == 2 && text.contains(key), "{code} {text}");
+    }
+    assert!(bed.reservations("net").is_empty() && bed.veths()?.is_empty());
+    assert!(!Cmd::new("nft list table inet weft-cni").run()?.success());
+    Ok(())
+}
