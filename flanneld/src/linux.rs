@@ -24,6 +24,9 @@ use overlay_core::{
     overlay::{Device, Hop, Overlay, Remote, RouteKey},
 };
 
+/// Operations that are packed before they are sent: those of thousands of peers need not all be in memory.
+const AT_ONCE: usize = 1024;
+
 /// What the VXLAN devices are named by, with the VNI behind it.
 pub const DEVICE_PREFIX: &str = "flannel.";
 
@@ -311,6 +314,9 @@ impl Kernel for LinuxKernel {
                 results[place] = self.alone(op);
             } else if let Some(request) = self.request(op) {
                 batch.push((place, request));
+                if batch.len() == AT_ONCE {
+                    self.send(&mut batch, &mut results);
+                }
             } else if !op.removes_entry() {
                 // What hung on a device that is gone, is gone as well.
                 results[place] = Err(KernelError::Gone(self.scope.device.clone()));
