@@ -229,6 +229,7 @@ impl fmt::Display for Ran {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::eventually;
     use std::time::Instant;
 
     #[test]
@@ -246,9 +247,10 @@ mod tests {
         let ran = hangs.run()?;
         assert!(ran.timed_out && !ran.success());
         assert!(start.elapsed() < Duration::from_secs(20));
-        // Killed, though perhaps nobody has waited for it yet.
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", ran.stdout.trim())).unwrap_or_default();
-        assert!(stat.is_empty() || stat.contains(") Z "), "what it started goes on: {stat}");
+        let stat = || std::fs::read_to_string(format!("/proc/{}/stat", ran.stdout.trim()));
+        // Killed, though perhaps nobody waits for it.
+        let gone = || stat().map_or(true, |stat| stat.contains(") Z ")).then_some(());
+        assert!(eventually(Duration::from_secs(10), gone).is_some(), "what it started goes on: {:?}", stat());
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use testkit::traffic::Connector;
+use testkit::traffic::{Connector, Server};
 use testkit::{Random, eventually};
 
 use crate::world::{LIMIT, USUAL, WEB, World, web};
@@ -14,20 +14,26 @@ use crate::world::{LIMIT, USUAL, WEB, World, web};
 #[test]
 fn a_kill_and_a_restart_cost_no_connection() -> Result<()> {
     let Some(mut world) = World::new("kill", 3) else { return Ok(()) };
-    let _servers = world.tcp_servers()?;
+    let servers = world.tcp_servers()?;
     world.write("web", &web(&[0, 1]))?;
     world.start_usual()?;
     let connector =
         Connector::start(&world.pods[2], SocketAddrV4::new(WEB, 80), 200, Duration::from_secs(1))?;
+    let served = || servers.iter().map(Server::served).sum::<u64>();
+    let wait_for = |more: u64| {
+        let wanted = served() + more;
+        let came = eventually(Duration::from_secs(30), || (served() >= wanted).then_some(()));
+        came.with_context(|| format!("only {} of {wanted} connections", served()))
+    };
     for _ in 0..3 {
-        std::thread::sleep(Duration::from_millis(500));
+        wait_for(100)?;
         world.proxy().kill();
-        std::thread::sleep(Duration::from_millis(300));
+        wait_for(60)?;
         world.start_usual()?;
         let log = world.proxy().log();
         assert!(log.contains("restarted=true transactions=0"), "nothing had changed: {log}");
     }
-    std::thread::sleep(Duration::from_millis(500));
+    wait_for(100)?;
     assert_eq!(world.proxy().terminate(LIMIT)?, Some(0));
     assert!(world.nft("tables")?.contains("weft-proxy"), "the table outlives the program");
     let tally = connector.stop()?;
