@@ -183,8 +183,10 @@ impl Hold {
             // Another flanneld may hold it.
             let Ok(_lock) = lock::device(&link.name) else { continue };
             // The device goes last: by it we know that there is something left.
-            self.firewall.cleanup(&link.name)?;
-            self.kernel.remove(&link)?;
+            match self.firewall.cleanup(&link.name) {
+                Err(error) if !error.is_unsupported() => return Err(error),
+                _ => self.kernel.remove(&link)?,
+            }
             tracing::info!(device = %link.name, "removed what an earlier VNI of this node left");
         }
         Ok(())
