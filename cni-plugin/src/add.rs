@@ -2,9 +2,10 @@
 //! was done is taken back if a later step fails.
 
 use cni_core::{
-    Attachment, Bridge, Chosen, Dns, Error, HostAddress, Interface, Outcome, Plan, PortMappings, Trace,
+    Attachment, Bridge, Dns, Error, HostAddress, Interface, Leased, Network, Outcome, Plan, PortMappings,
+    Trace,
 };
-use linux::{link::Link, netlink::RouteSocket, netns::Netns};
+use linux::netlink::RouteSocket;
 use netmodel::Subnet;
 
 use crate::{
@@ -16,50 +17,55 @@ use crate::{
     networks::{self, Call},
     pod::{self, Pod},
     records::{Held, Records, own_namespace},
-    reservations::{Reservations, Wish},
+    reservations::Wish,
+    scratch::{self, Scratch},
     shaping, sweep,
-    undo::Undo,
+    undo::{Step, Undo},
 };
 
-/// Attaches and returns the result.
-pub(crate) fn add(call: &Call) -> Result<String, Error> {
-    let (network, pod_networks) = networks::complete(&call.network)?;
-    let bridge = Bridge::parse(&network, &call.args)?;
+/// Attaches to the bridge network `network`, which is the one of `call` or what that delegated, and returns the
+/// result. The bridge of a network with `pod_networks` is flannel's, and follows what flanneld says.
+pub(crate) fn add(call: &Call, network: &Network, pod_networks: &[Subnet]) -> Result<String, Error> {
+    let bridge = Bridge::parse(network, &call.args)?;
     let previous = network.previous().map(Outcome::parse).transpose()?;
     let mappings = HostPorts::handed(&call.network)?;
-    let dns = name_service(&bridge)?;
     let netns = pod::open(call)?;
     let mut pod = Pod::enter(&netns, &call.who.ifname)?;
     if pod.is_taken()? {
         return Err(linkage::taken(&call.who.ifname, &linkage::host_name(&call.who)?));
     }
-    let records = Records::of(&network)?;
+    let records = Records::of(network)?;
     let record = records.take(&call.who)?;
     let mut socket = RouteSocket::open().map_err(|e| kernel(&e))?;
     refuse_second(&mut socket, &record, &call.who)?;
     // What can't be swept now is not this container's trouble.
     let _ = sweep::sweep(&records, false);
-    let reservations = networks::reservations(&network)?;
+    let reservations = networks::reservations(network)?;
     let mut undo = Undo::new(Some(&record));
+    let scratch = networks::is_flannel(&call.network).then(|| Scratch::place(call)).transpose()?;
     let mut traces = planned(call, &bridge);
+    traces.extend(scratch.as_ref().map(|path| Trace::Scratch(path.display().to_string())));
     if let Some(reservations) = &reservations {
         traces.push(addresses::begin(&call.who, &record, reservations, &records)?);
     }
     record.note(&traces)?;
-    let chosen = match bridge.ipam.as_ref().zip(reservations.as_ref()) {
-        Some((ipam, reservations)) => {
-            let wish =
-                Wish { who: &call.who, requested: &ipam.requested, record: &record, records: &records };
-            addresses::reserve(ipam, reservations, wish, &mut undo)?
+    if let Some(path) = scratch {
+        Scratch::write(&path, network, &call.who)?;
+        undo.push(Step::Made(Box::new(move || scratch::remove(&path))));
+    }
+    let leased = match (bridge.ipam.as_ref().zip(reservations.as_ref()), &bridge.foreign_ipam) {
+        (Some((ipam, reservations)), _) => {
+            let requested = &ipam.requested;
+            let wish = Wish { who: &call.who, requested, record: &record, records: &records };
+            addresses::lease(ipam, reservations, wish, &mut undo)?
         }
-        None => Vec::new(),
+        (None, Some(kind)) => addresses::lease_from(kind, network, &mut undo)?,
+        (None, None) => Leased::default(),
     };
-    let plan = Plan::new(&bridge, &call.who, &chosen);
-    let mut host = Host { socket, bridge: &bridge, plan: &plan };
-    let device = host.ensure_bridge()?;
-    host.ensure_gateways(&device, &pod_networks, |subnet| is_in_use(reservations.as_ref(), subnet, &chosen))?;
-    translate(call, &host, &mappings, &mut undo)?;
-    let interfaces = attach(call, (host, &device), (&netns, pod), &mut undo)?;
+    let plan = Plan::new(&bridge, &call.who, &leased.addresses, &leased.routes);
+    let host = Host { socket, bridge: &bridge, plan: &plan, is_owned: !pod_networks.is_empty() };
+    let interfaces = attach(call, host, pod, &mappings, &mut undo)?;
+    let dns = if bridge.dns == Dns::default() { leased.dns } else { bridge.dns.clone() };
     let mut made = outcome(&plan, interfaces, dns);
     if call.network.is_handed("bandwidth") {
         shaping::add(call, &mut made, &mut undo)?;
@@ -94,12 +100,6 @@ fn planned(call: &Call, bridge: &Bridge) -> Vec<Trace> {
     traces
 }
 
-/// Somebody but the container that `chosen` is for has an address of `subnet`.
-fn is_in_use(reservations: Option<&Reservations>, subnet: Subnet, chosen: &[Chosen]) -> bool {
-    let Ok(taken) = reservations.map_or(Ok(Vec::new()), Reservations::taken) else { return true };
-    taken.iter().any(|ip| subnet.contains(*ip) && !chosen.iter().any(|c| c.address == *ip))
-}
-
 /// Masquerading and host ports.
 fn translate<'a>(
     call: &'a Call,
@@ -115,15 +115,19 @@ fn translate<'a>(
 }
 
 /// Makes and configures the links, and reports them: bridge, host end, container end.
-fn attach(
-    call: &Call,
-    (mut host, device): (Host<'_>, &Link),
-    (netns, mut pod): (&Netns, Pod<'_>),
-    undo: &mut Undo<'_>,
+fn attach<'a>(
+    call: &'a Call,
+    mut host: Host<'_>,
+    mut pod: Pod<'_>,
+    mappings: &PortMappings,
+    undo: &mut Undo<'a>,
 ) -> Result<Vec<Interface>, Error> {
+    let device = host.ensure_bridge()?;
+    host.ensure_gateways(&device)?;
     let plan = host.plan;
-    let indexes = host.cable(device, netns, &call.who, undo)?;
-    pod.configure(indexes.far, plan)?;
+    translate(call, &host, mappings, undo)?;
+    let indexes = host.cable(&device, pod.netns, &call.who, undo)?;
+    pod.configure(indexes.far, host.bridge, plan)?;
     // In this order: asking for the near end opens the port where the kernel has not got round to it.
     let near = host.report(indexes.near)?;
     pod.announce(indexes.far, plan)?;
@@ -134,10 +138,4 @@ fn attach(
 fn outcome(plan: &Plan, interfaces: Vec<Interface>, dns: Dns) -> Outcome {
     let ips = addresses::reported(&plan.addresses, interfaces.len().checked_sub(1));
     Outcome { interfaces, ips, routes: plan.reported.clone(), dns }
-}
-
-/// What the configuration says about name service, or the file that it names.
-fn name_service(bridge: &Bridge) -> Result<Dns, Error> {
-    let ipam = bridge.ipam.as_ref().filter(|_| bridge.dns == Dns::default());
-    ipam.map_or_else(|| Ok(bridge.dns.clone()), addresses::name_service)
 }

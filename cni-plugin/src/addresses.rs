@@ -4,12 +4,12 @@
 use std::{fs, net::IpAddr, path::Path};
 
 use cni_core::{
-    Attachment, Chosen, Code, Dns, Error, IpConfig, Ipam, Network, Outcome, Record, Trace, owner_of,
+    Attachment, Chosen, Code, Dns, Error, IpConfig, Ipam, Leased, Network, Outcome, Record, Trace, owner_of,
     parse_resolv_conf,
 };
 
 use crate::{
-    failure, lock,
+    failure, foreign, lock,
     networks::{self, Call},
     records::{Held, Records},
     reservations::{Reservations, Wish},
@@ -17,13 +17,14 @@ use crate::{
     undo::{self, Step, Undo},
 };
 
-/// One address of each set.
-pub(crate) fn reserve<'a>(
+/// One address of each set, with what the configuration says beside.
+pub(crate) fn lease<'a>(
     ipam: &Ipam,
     reservations: &'a Reservations,
     wish: Wish<'a>,
     undo: &mut Undo<'a>,
-) -> Result<Vec<Chosen>, Error> {
+) -> Result<Leased, Error> {
+    let dns = name_service(ipam)?;
     let chosen = match reserve_all(ipam, reservations, wish) {
         // Somebody may hold what no runtime will ever release.
         Err(_) if sweep::sweep(wish.records, true).is_ok_and(|freed| freed > 0) => {
@@ -34,7 +35,18 @@ pub(crate) fn reserve<'a>(
     let addresses: Vec<IpAddr> = chosen.iter().map(|chosen| chosen.address).collect();
     let release = move || reservations.release(wish.who, &addresses, undo::PATIENCE);
     undo.push(Step::Made(Box::new(release)));
-    Ok(chosen)
+    Ok(Leased { addresses: chosen, routes: ipam.routes.clone(), dns })
+}
+
+/// What another plugin gives for `network`.
+pub(crate) fn lease_from<'a>(
+    kind: &'a str,
+    network: &'a Network,
+    undo: &mut Undo<'a>,
+) -> Result<Leased, Error> {
+    // It may have done half of it even where it failed.
+    undo.push(Step::Made(Box::new(|| foreign::run(kind, "DEL", network).map(drop))));
+    Leased::from_result(Outcome::of_text(&foreign::run(kind, "ADD", network)?)?)
 }
 
 /// Either an address of each set, or none.
@@ -91,7 +103,7 @@ pub(crate) fn reported(chosen: &[Chosen], interface: Option<usize>) -> Vec<IpCon
 }
 
 /// What the file says that `ipam` names.
-pub(crate) fn name_service(ipam: &Ipam) -> Result<Dns, Error> {
+fn name_service(ipam: &Ipam) -> Result<Dns, Error> {
     let Some(path) = &ipam.resolv_conf else { return Ok(Dns::default()) };
     let text = fs::read_to_string(path).map_err(|e| failure::file("read", Path::new(path), &e))?;
     Ok(parse_resolv_conf(&text))

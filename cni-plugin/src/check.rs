@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use cni_core::{Bridge, Code, Error, HostAddress, Outcome, Seen, SeenLink, check as compare};
+use cni_core::{Bridge, Code, Error, HostAddress, Network, Outcome, Seen, SeenLink, check as compare};
 use linux::{
     link::{Kind, Link},
     netlink::RouteSocket,
@@ -12,23 +12,23 @@ use linux::{
 
 use crate::{
     failure::kernel,
+    foreign,
     hostports::HostPorts,
     nat,
     networks::{self, Call},
     pod, shaping,
 };
 
-/// Compares the attachment with `prevResult`.
-pub(crate) fn check(call: &Call) -> Result<(), Error> {
-    let (network, _) = networks::complete(&call.network)?;
-    let bridge = Bridge::parse(&network, &call.args)?;
+/// Compares the attachment to `network`, which is the one of `call` or what that delegated, with `prevResult`.
+pub(crate) fn check(call: &Call, network: &Network) -> Result<(), Error> {
+    let bridge = Bridge::parse(network, &call.args)?;
     let previous = network
         .previous()
         .ok_or_else(|| Error::new(Code::Internal, "Required prevResult missing"))
         .and_then(Outcome::parse)?;
     let netns = pod::open(call)?;
     let mut seen = look(call, &bridge, &netns).map_err(|e| kernel(&e))?;
-    if let Some(reservations) = networks::reservations(&network)? {
+    if let Some(reservations) = networks::reservations(network)? {
         let reported = previous.addresses_of(call.who.ifname.as_str()).map(|ip| ip.address);
         seen.reserved = reported.filter(|ip| reservations.is_held(*ip, &call.who)).collect();
     }
@@ -38,6 +38,9 @@ pub(crate) fn check(call: &Call) -> Result<(), Error> {
     let mappings = HostPorts::handed(&call.network)?;
     let ports = HostPorts::new(&mappings, reported().map(|ip| ip.address), Some(&bridge.bridge))?;
     seen.untranslated = nat::missing(&ports.nat(&call.who.alias(), &pods))?;
+    if let Some(kind) = &bridge.foreign_ipam {
+        foreign::run(kind, "CHECK", network)?;
+    }
     compare(&bridge, &call.who.ifname, &previous, &seen)?;
     if call.network.is_handed("bandwidth") {
         shaping::check(call, &previous)?;

@@ -1,9 +1,12 @@
 //! DEL: what ADD made goes, whatever is left of the namespace, the configuration and the state.
 //! Absent is done.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    path::Path,
+};
 
-use cni_core::{Attachment, Code, Error, HostAddress, Record};
+use cni_core::{Attachment, Code, Error, HostAddress, Network, Record, foreign_ipam};
 use linux::{
     link::{self, Kind, Link},
     netlink::RouteSocket,
@@ -13,20 +16,19 @@ use linux::{
 use crate::{
     addresses,
     failure::kernel,
-    hostports, linkage, nat,
-    networks::{self, Call, Scratch},
+    foreign, hostports, linkage, nat,
+    networks::{self, Call},
     pod,
     records::{Held, Records},
     reservations::Reservations,
-    shaping,
+    scratch, shaping,
 };
 
-/// Detaches.
-pub(crate) fn del(call: &Call) -> Result<(), Error> {
-    let scratch = Scratch::of(call)?;
-    let network = networks::to_detach(call, scratch.as_ref())?;
+/// Detaches from `network`, which is the one of `call` or what that delegated.
+pub(crate) fn del(call: &Call, network: &Network) -> Result<(), Error> {
     let records = Records::of(&call.network)?;
-    let reservations = networks::reservations_beside(&network, &records)?;
+    let reservations = networks::reservations_beside(network, &records)?;
+    let foreign_ipam = foreign_ipam(network)?;
     let record = match records.find(&call.who) {
         // It goes as well as it can without.
         Err(e) if e.code == Code::Io => None,
@@ -50,7 +52,12 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
     }
     // Only now: an address must not be given away while anything still goes with it.
     addresses::release(call, reservations.as_ref(), record.as_ref(), &records)?;
-    scratch.map_or(Ok(()), |scratch| scratch.remove())?;
+    if let Some(kind) = foreign_ipam {
+        foreign::run(&kind, "DEL", network)?;
+    }
+    if let Some(path) = &traces.scratch {
+        scratch::remove(Path::new(path))?;
+    }
     record.map_or(Ok(()), |record| record.remove())
 }
 

@@ -1,6 +1,6 @@
 //! GC: what belongs to none of the attachments that the runtime still knows goes.
 
-use cni_core::{Attachment, Error, Network};
+use cni_core::{Attachment, Error, Network, foreign_ipam};
 use linux::{
     link::{self, Kind},
     netlink::RouteSocket,
@@ -9,24 +9,22 @@ use linux::{
 use crate::{
     addresses,
     failure::kernel,
-    hostports, networks,
+    foreign, hostports,
     records::{Records, own_namespace},
     shaping, sweep,
 };
 
 /// Removes links, masquerading, reservations and what the reference left, of this network alone; goes on
-/// after a failure and reports the first. Without the runtime's list nothing is removed.
-pub(crate) fn gc(network: &Network) -> Result<(), Error> {
-    let Some(valid) = network.valid_attachments()? else { return Ok(()) };
-    let is_doomed = is_doomed(network, &valid);
+/// after a failure and reports the first.
+pub(crate) fn gc(network: &Network, valid: &[Attachment]) -> Result<(), Error> {
+    let is_doomed = is_doomed(network, valid);
     let links = sweep_links(&Kind::Veth, &is_doomed);
-    let reservations =
-        networks::lenient(network).and_then(|network| addresses::release_invalid(&network, &valid));
-    let scratch = networks::sweep_scratch(network, |id| valid.iter().any(|who| who.container == id));
     let ports = hostports::sweep(&is_doomed);
     let shaped = shaping::sweep(&is_doomed);
-    let records = sweep_records(network, &valid);
-    links.and(ports).and(shaped).and(records).and(reservations).and(scratch)
+    let records = sweep_records(network, valid);
+    let reservations = addresses::release_invalid(network, valid);
+    let foreign = foreign_ipam(network)?.map_or(Ok(()), |kind| foreign::run(&kind, "GC", network).map(drop));
+    links.and(ports).and(shaped).and(records).and(reservations).and(foreign)
 }
 
 /// The aliases of this network's attachments but the valid ones.

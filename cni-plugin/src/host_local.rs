@@ -18,7 +18,6 @@ pub(crate) const PLUGIN: Plugin = Plugin { add, del, check, gc, status };
 
 fn add(call: &Call) -> Result<String, Error> {
     let ipam = configured(&call.network, &call.args)?;
-    let dns = addresses::name_service(&ipam)?;
     let records = Records::of(&call.network)?;
     let reservations = of(&call.network, &ipam, &records);
     let record = records.take(&call.who)?;
@@ -31,9 +30,9 @@ fn add(call: &Call) -> Result<String, Error> {
     let mut undo = Undo::new(Some(&record));
     record.note(&[addresses::begin(&call.who, &record, &reservations, &records)?])?;
     let wish = Wish { who: &call.who, requested: &ipam.requested, record: &record, records: &records };
-    let chosen = addresses::reserve(&ipam, &reservations, wish, &mut undo)?;
-    let ips = addresses::reported(&chosen, None);
-    let outcome = Outcome { ips, routes: ipam.routes, dns, ..Outcome::default() };
+    let leased = addresses::lease(&ipam, &reservations, wish, &mut undo)?;
+    let ips = addresses::reported(&leased.addresses, None);
+    let outcome = Outcome { ips, routes: leased.routes, dns: leased.dns, ..Outcome::default() };
     let text = outcome.to_json(call.network.version)?;
     undo.keep();
     Ok(text)

@@ -1,7 +1,69 @@
-//! The interface plugins: `flannel` and `bridge`.
+//! The interface plugins, `flannel` and `bridge`: which network is meant, and who makes it.
 
-use crate::{add, check, del, gc, plugin::Plugin, status};
+use cni_core::{Code, Error, Network, subnet_file};
+
+use crate::{
+    add, check, del, delegate, gc,
+    networks::{self, Call},
+    plugin::Plugin,
+    scratch::{self, Scratch},
+    status,
+};
 
 /// Both: what differs is the configuration.
-pub(crate) const PLUGIN: Plugin =
-    Plugin { add: add::add, del: del::del, check: check::check, gc: gc::gc, status: status::status };
+pub(crate) const PLUGIN: Plugin = Plugin { add, del, check, gc, status };
+
+fn add(call: &Call) -> Result<String, Error> {
+    let (network, pod_networks) = networks::complete_soon(&call.network)?;
+    if is_ours(&network) { add::add(call, &network, &pod_networks) } else { delegate::add(call, &network) }
+}
+
+fn del(call: &Call) -> Result<(), Error> {
+    if !networks::is_flannel(&call.network) {
+        return del::del(call, &call.network);
+    }
+    let scratch = Scratch::find(call)?;
+    let rendered = networks::lenient(&call.network);
+    let network = match scratch.as_ref().and_then(|scratch| scratch.network.clone()) {
+        // What is delegated now may be mistaken. What was delegated then is what counts.
+        Some(delegated) => delegated,
+        None => rendered?,
+    };
+    if !is_ours(&network) {
+        return delegate::del(&network, scratch.as_ref());
+    }
+    del::del(call, &network)?;
+    scratch.map_or(Ok(()), |scratch| scratch.remove())
+}
+
+fn check(call: &Call) -> Result<(), Error> {
+    let network = networks::as_made(call)?;
+    if is_ours(&network) { check::check(call, &network) } else { delegate::pass_on("CHECK", &network) }
+}
+
+fn gc(network: &Network) -> Result<(), Error> {
+    let Some(valid) = network.valid_attachments()? else { return Ok(()) };
+    let rendered = networks::lenient(network)?;
+    let collected =
+        if is_ours(&rendered) { gc::gc(&rendered, &valid) } else { delegate::pass_on("GC", &rendered) };
+    let is_flannel = networks::is_flannel(network);
+    collected.and(if is_flannel { scratch::sweep(network, &valid) } else { Ok(()) })
+}
+
+fn status(network: &Network) -> Result<(), Error> {
+    if networks::is_flannel(network) {
+        let path = subnet_file(network)?;
+        networks::subnet_env(&path).map_err(|error| Error { code: Code::NotAvailable, ..error })?;
+    }
+    let (network, pod_networks) = networks::complete(network)?;
+    if is_ours(&network) {
+        status::status(&network, !pod_networks.is_empty())
+    } else {
+        delegate::pass_on("STATUS", &network)
+    }
+}
+
+/// The network is made in this process.
+fn is_ours(network: &Network) -> bool {
+    network.kind == "bridge"
+}

@@ -11,7 +11,7 @@ use linux::{
     route::{ADVERTISED_PROTOCOL, Filter},
     sysctl,
 };
-use netmodel::{IfName, Subnet};
+use netmodel::IfName;
 
 use crate::{
     failure::kernel,
@@ -23,10 +23,13 @@ pub(crate) struct Host<'a> {
     pub(crate) socket: RouteSocket,
     pub(crate) bridge: &'a Bridge,
     pub(crate) plan: &'a Plan,
+    /// The bridge is the node's own, whose subnet and MTU may have changed.
+    pub(crate) is_owned: bool,
 }
 
 impl Host<'_> {
-    /// The bridge, up and with an address of its own, made where it is missing.
+    /// The bridge, up and with an address of its own, made where it is missing. The MTU of one that is there is
+    /// its owner's to set.
     pub(crate) fn ensure_bridge(&mut self) -> Result<Link, Error> {
         let name = &self.bridge.bridge;
         let device = match self.socket.link(name).map_err(|e| kernel(&e))? {
@@ -43,7 +46,8 @@ impl Host<'_> {
         let mac = device.mac.is_none_or(netmodel::Mac::is_zero).then_some(self.plan.bridge_mac);
         let up = (!device.up).then_some(true);
         let promiscuous = (self.bridge.promiscuous && !device.promiscuous).then_some(true);
-        let change = Change { mac, up, promiscuous, ..Change::default() };
+        let mtu = self.bridge.mtu.filter(|mtu| self.is_owned && device.mtu != u32::from(mtu.get()));
+        let change = Change { mac, up, promiscuous, mtu, ..Change::default() };
         if change == Change::default() {
             return Ok(device);
         }
@@ -68,22 +72,14 @@ impl Host<'_> {
         })
     }
 
-    /// The bridge has the gateways' addresses; the host forwards. For `pod_networks` and `in_use` see
-    /// [`gateway_changes`].
-    pub(crate) fn ensure_gateways(
-        &mut self,
-        device: &Link,
-        pod_networks: &[Subnet],
-        in_use: impl Fn(Subnet) -> bool,
-    ) -> Result<(), Error> {
+    /// The bridge has the gateways' addresses; the host forwards.
+    pub(crate) fn ensure_gateways(&mut self, device: &Link) -> Result<(), Error> {
         if self.plan.gateways.is_empty() {
             return Ok(());
         }
         let name = &self.bridge.bridge;
-        let present = self.socket.addresses(Some(device.index)).map_err(|e| kernel(&e))?;
-        let present: Vec<HostAddress> =
-            present.iter().map(|a| HostAddress { address: a.address, prefix: a.prefix }).collect();
-        let changes = gateway_changes(self.bridge, &self.plan.gateways, &present, pod_networks, in_use)?;
+        let wanted = &self.plan.gateways;
+        let changes = plan_gateways(&mut self.socket, (self.bridge, device), wanted, self.is_owned)?;
         if !changes.is_empty() {
             if self.plan.gateways.iter().any(|gateway| gateway.address.is_ipv6()) {
                 // Switched off for new interfaces on many hosts; where it can't be set, the address fails.
@@ -174,6 +170,30 @@ impl Host<'_> {
         let gone = || Error::new(Code::Internal, format!("interface with index {index} vanished"));
         found.map(|l| reported(&l, "")).ok_or_else(gone)
     }
+}
+
+/// What has to change of the addresses of bridge `device` so that it has those of `wanted`.
+///
+/// # Errors
+/// See [`gateway_changes`].
+pub(crate) fn plan_gateways(
+    socket: &mut RouteSocket,
+    (bridge, device): (&Bridge, &Link),
+    wanted: &[HostAddress],
+    is_owned: bool,
+) -> Result<Vec<GatewayChange>, Error> {
+    let present = socket.addresses(Some(device.index)).map_err(|e| kernel(&e))?;
+    let present: Vec<HostAddress> =
+        present.iter().map(|a| HostAddress { address: a.address, prefix: a.prefix }).collect();
+    if wanted.iter().all(|gateway| present.contains(gateway)) {
+        return Ok(Vec::new());
+    }
+    let ports = socket.links().map_err(|e| kernel(&e))?;
+    let ports = ports.into_iter().filter(|link| link.master == Some(device.index));
+    let named = ports.map(|port| {
+        port.alias.as_deref().and_then(Attachment::named_by).unwrap_or_else(|| port.name.to_string())
+    });
+    gateway_changes(bridge, wanted, &present, is_owned, &named.collect::<Vec<_>>())
 }
 
 /// Deletes an interface of the host; absent is done.

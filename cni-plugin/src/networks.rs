@@ -2,17 +2,21 @@
 
 use std::{
     fs, io,
-    path::{Path, PathBuf},
+    path::Path,
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use cni_core::{
-    Arguments, Attachment, Code, Error, Network, SubnetEnv, delegate_config, delegate_type, foreign_delegate,
-    reason_in_status, scratch_dir, status_file, subnet_file,
+    Arguments, Attachment, Code, Error, Network, Outcome, SubnetEnv, delegate_config, reason_in_status,
+    status_file, subnet_file,
 };
-
 use netmodel::Subnet;
 
 use crate::{failure, records::Records, reservations::Reservations};
+
+/// How long ADD waits for `subnet.env`.
+const START_TIME: Duration = Duration::from_secs(3);
 
 /// A request about one container.
 pub(crate) struct Call {
@@ -40,7 +44,8 @@ impl Call {
     }
 }
 
-fn is_flannel(network: &Network) -> bool {
+/// The network is described by flanneld.
+pub(crate) fn is_flannel(network: &Network) -> bool {
     network.kind == "flannel"
 }
 
@@ -50,8 +55,34 @@ pub(crate) fn complete(network: &Network) -> Result<(Network, Vec<Subnet>), Erro
     if !is_flannel(network) {
         return Ok((network.clone(), Vec::new()));
     }
-    let env = subnet_env(network)?;
+    let env = subnet_env(&subnet_file(network)?)?;
     Ok((delegate_config(network, Some(&env))?, env.networks))
+}
+
+/// The same for ADD, which gives flanneld a few seconds to start.
+pub(crate) fn complete_soon(network: &Network) -> Result<(Network, Vec<Subnet>), Error> {
+    let start = Instant::now();
+    loop {
+        match complete(network) {
+            Err(e) if e.code == Code::TryAgainLater && start.elapsed() < START_TIME => sleep(START_TIME / 60),
+            other => return other,
+        }
+    }
+}
+
+/// The same for CHECK, which has to work without `subnet.env`: what was delegated shows in what is left of it.
+pub(crate) fn as_made(call: &Call) -> Result<Network, Error> {
+    let network = &call.network;
+    if !is_flannel(network) {
+        return Ok(network.clone());
+    }
+    let env = subnet_env(&subnet_file(network)?).or_else(|error| {
+        let Some(previous) = network.previous().map(Outcome::parse).transpose()? else { return Err(error) };
+        let record = Records::of(network)?.find(&call.who)?;
+        let is_masqueraded = record.is_some_and(|record| record.before.masqueraded);
+        SubnetEnv::of_result(&previous, call.who.ifname.as_str(), is_masqueraded).ok_or(error)
+    })?;
+    delegate_config(network, Some(&env))
 }
 
 /// The same for DEL and GC, which have to work without `subnet.env`: then there are no ranges.
@@ -59,7 +90,7 @@ pub(crate) fn lenient(network: &Network) -> Result<Network, Error> {
     if !is_flannel(network) {
         return Ok(network.clone());
     }
-    delegate_config(network, subnet_env(network).ok().as_ref())
+    delegate_config(network, subnet_env(&subnet_file(network)?).ok().as_ref())
 }
 
 /// The folder of reservations of `network`; `None` without address management.
@@ -77,10 +108,9 @@ pub(crate) fn reservations_beside(
 }
 
 /// Reads what flanneld wrote.
-pub(crate) fn subnet_env(network: &Network) -> Result<SubnetEnv, Error> {
-    let path = subnet_file(network)?;
-    let text = fs::read_to_string(&path).map_err(|error| not_loaded(&path, &error))?;
-    SubnetEnv::parse(&path, &text)
+pub(crate) fn subnet_env(path: &str) -> Result<SubnetEnv, Error> {
+    let text = fs::read_to_string(path).map_err(|error| not_loaded(path, &error))?;
+    SubnetEnv::parse(path, &text)
 }
 
 /// The reference's words, and flanneld's own where it left some.
@@ -94,69 +124,4 @@ fn not_loaded(path: &str, error: &io::Error) -> Error {
         text.push_str(&format!(" flanneld says: {reason}"));
     }
     Error::new(Code::TryAgainLater, text)
-}
-
-/// The delegated configuration that the reference's flannel plugin left for a container.
-pub(crate) struct Scratch {
-    path: PathBuf,
-    network: Option<Network>,
-}
-
-impl Scratch {
-    /// That of the container of `call`; `None` where there is none, as for every container of ours.
-    pub(crate) fn of(call: &Call) -> Result<Option<Self>, Error> {
-        if !is_flannel(&call.network) {
-            return Ok(None);
-        }
-        let path = Path::new(&scratch_dir(&call.network)?).join(&call.who.container);
-        match fs::read(&path) {
-            Ok(content) => {
-                let network = Network::parse(&content).ok().filter(|n| n.name == call.network.name);
-                Ok(Some(Self { path, network }))
-            }
-            Err(_) => Ok(None),
-        }
-    }
-
-    /// What it says, unless it is garbled.
-    pub(crate) fn network(&self) -> Option<&Network> {
-        self.network.as_ref()
-    }
-
-    pub(crate) fn remove(&self) -> Result<(), Error> {
-        remove(&self.path)
-    }
-}
-
-/// Removes what the reference's flannel plugin left of `network` for containers that are not valid.
-pub(crate) fn sweep_scratch(network: &Network, is_valid: impl Fn(&str) -> bool) -> Result<(), Error> {
-    if !is_flannel(network) {
-        return Ok(());
-    }
-    let folder = scratch_dir(network)?;
-    for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-        let delegated = fs::read(entry.path()).ok().and_then(|content| Network::parse(&content).ok());
-        let is_its = delegated.is_some_and(|delegated| delegated.name == network.name);
-        if is_its && !is_valid(&entry.file_name().to_string_lossy()) {
-            remove(&entry.path())?;
-        }
-    }
-    Ok(())
-}
-
-fn remove(path: &Path) -> Result<(), Error> {
-    failure::absent_is_done(path, fs::remove_file(path))
-}
-
-/// The network to detach from: what the reference delegated, else what the configuration says now.
-pub(crate) fn to_detach(call: &Call, scratch: Option<&Scratch>) -> Result<Network, Error> {
-    match scratch.and_then(Scratch::network) {
-        Some(network) if network.kind == "bridge" => Ok(network.clone()),
-        Some(network) => Err(foreign_delegate(&network.kind)),
-        None => {
-            let kind =
-                if is_flannel(&call.network) { delegate_type(&call.network)? } else { "bridge".into() };
-            if kind == "bridge" { lenient(&call.network) } else { Err(foreign_delegate(&kind)) }
-        }
-    }
 }

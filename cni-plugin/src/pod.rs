@@ -1,8 +1,12 @@
 //! The container's namespace: found, refused, configured.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
-use cni_core::{Code, Error, Plan, PodRoute};
+use cni_core::{Bridge, Code, Error, Plan, PodRoute};
 use linux::{
     address::{Address, IfPresent, Scope},
     link::{self, Change, Link},
@@ -16,6 +20,9 @@ use crate::{
     failure::{self, kernel},
     networks::Call,
 };
+
+/// How long duplicate detection may take.
+const DETECTION: Duration = Duration::from_secs(5);
 
 /// Opens the namespace of ADD and CHECK.
 ///
@@ -58,7 +65,7 @@ fn unusable(path: &str, error: &linux::Error) -> Error {
 
 /// The container's side of one attachment.
 pub(crate) struct Pod<'a> {
-    netns: &'a Netns,
+    pub(crate) netns: &'a Netns,
     socket: RouteSocket,
     name: &'a IfName,
 }
@@ -76,12 +83,42 @@ impl<'a> Pod<'a> {
     }
 
     /// Configures interface `index`: settings, up, addresses, routes.
-    pub(crate) fn configure(&mut self, index: u32, plan: &Plan) -> Result<(), Error> {
-        let requests = requests(index, self.name, plan);
-        let set = self.netns.enter(|| settings(self.name, plan)).and_then(|result| result);
+    pub(crate) fn configure(&mut self, index: u32, bridge: &Bridge, plan: &Plan) -> Result<(), Error> {
+        let set = self.netns.enter(|| settings(self.name, bridge, plan)).and_then(|result| result);
         set.map_err(|e| kernel(&e))?;
-        let done: Result<(), _> = self.socket.apply(&requests).into_iter().collect();
+        let up = (!bridge.container_down).then(|| link::set_up(index, self.name));
+        let addresses = addresses(index, self.name, bridge, plan);
+        self.apply(&up.into_iter().chain(addresses).collect::<Vec<_>>())?;
+        if bridge.duplicate_detection {
+            self.wait_for_detection(index)?;
+        }
+        let routes = plan.routes.iter().map(|planned| route(index, planned).add(self.name));
+        self.apply(&routes.collect::<Vec<_>>())
+    }
+
+    fn apply(&mut self, requests: &[Request]) -> Result<(), Error> {
+        let done: Result<(), _> = self.socket.apply(requests).into_iter().collect();
         done.map_err(|e| kernel(&e))
+    }
+
+    /// Waits until the kernel has found out whether somebody else has the IPv6 addresses.
+    fn wait_for_detection(&mut self, index: u32) -> Result<(), Error> {
+        let start = Instant::now();
+        loop {
+            let all = self.socket.addresses(Some(index)).map_err(|e| kernel(&e))?;
+            if let Some(taken) = all.iter().find(|address| address.duplicate) {
+                let text = format!("IPv6 address {} is in use on the network already", taken.address);
+                return Err(Error::new(Code::Internal, text));
+            }
+            if !all.iter().any(|address| address.tentative) {
+                return Ok(());
+            }
+            if start.elapsed() > DETECTION {
+                let text = format!("{} still has tentative IPv6 addresses after 5 s", self.name);
+                return Err(Error::new(Code::TryAgainLater, text));
+            }
+            sleep(DETECTION / 250);
+        }
     }
 
     /// Makes the kernel send a gratuitous ARP per IPv4 address and an unsolicited neighbour
@@ -105,13 +142,18 @@ impl<'a> Pod<'a> {
 
 /// Routers must not configure a container, a container with an IPv6 address needs IPv6, and the
 /// kernel announces the addresses to the neighbours (see [`Pod::announce`]).
-fn settings(name: &IfName, plan: &Plan) -> Result<(), linux::Error> {
+fn settings(name: &IfName, bridge: &Bridge, plan: &Plan) -> Result<(), linux::Error> {
     let six = |setting| ["net", "ipv6", "conf", name.as_str(), setting];
     // A kernel without IPv6 has no such setting.
     let _ = sysctl::write(&six("accept_ra"), "0");
     if plan.addresses.iter().any(|c| c.address.is_ipv6()) {
         for (setting, value) in [("disable_ipv6", "0"), ("keep_addr_on_down", "1"), ("ndisc_notify", "1")] {
             sysctl::write(&six(setting), value)?;
+        }
+        if bridge.duplicate_detection {
+            ["accept_dad", "enhanced_dad"]
+                .iter()
+                .try_for_each(|setting| sysctl::write(&six(setting), "1"))?;
         }
     }
     if plan.addresses.iter().any(|c| c.address.is_ipv4()) {
@@ -120,15 +162,17 @@ fn settings(name: &IfName, plan: &Plan) -> Result<(), linux::Error> {
     Ok(())
 }
 
-fn requests(index: u32, name: &IfName, plan: &Plan) -> Vec<Request> {
-    let mut requests = vec![link::set_up(index, name)];
-    for chosen in &plan.addresses {
-        let nodad = chosen.address.is_ipv6();
+fn addresses<'a>(
+    index: u32,
+    name: &'a IfName,
+    bridge: &'a Bridge,
+    plan: &'a Plan,
+) -> impl Iterator<Item = Request> + 'a {
+    plan.addresses.iter().map(move |chosen| {
+        let nodad = chosen.address.is_ipv6() && !bridge.duplicate_detection;
         let address = Address { nodad, ..Address::new(index, chosen.address, chosen.prefix) };
-        requests.push(address.add(name, IfPresent::Fail));
-    }
-    requests.extend(plan.routes.iter().map(|planned| route(index, planned).add(name)));
-    requests
+        address.add(name, IfPresent::Fail)
+    })
 }
 
 fn route(index: u32, planned: &PodRoute) -> route::Route {

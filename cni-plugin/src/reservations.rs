@@ -5,25 +5,20 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, File, Permissions},
+    fs::{self, File},
     io::{self, Write},
     net::IpAddr,
-    os::{
-        fd::AsRawFd,
-        unix::fs::{OpenOptionsExt, PermissionsExt},
-    },
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use cni_core::{Attachment, Chosen, Code, Error, HostAddress, Range, RangeSet, Trace, owner_of};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, open};
-
 use crate::{
-    failure, lock,
+    failure, files, lock,
     records::{Held, Records, make_folder},
     released::Released,
 };
+use cni_core::{Attachment, Chosen, Code, Error, HostAddress, Range, RangeSet, Trace, owner_of};
 
 /// How many taken addresses are looked at one by one before all are listed.
 const MANY: usize = 64;
@@ -231,7 +226,8 @@ impl Locked<'_> {
         }
         let pod = HostAddress { address: ip, prefix: range.subnet.prefix() };
         wish.record.note(&[Trace::Address(number, pod)])?;
-        create_whole(self.folder, &path, &wish.who.reservation())
+        files::create_whole(self.folder, &path, &wish.who.reservation())
+            .map_err(|e| failure::file("create", &path, &e))
     }
 
     fn remember(&self, marker: &Path, ip: IpAddr) -> Result<(), Error> {
@@ -284,41 +280,6 @@ fn choose(address: IpAddr, range: &Range) -> Chosen {
 
 fn remove(path: &Path) -> Result<(), Error> {
     failure::absent_is_done(path, fs::remove_file(path))
-}
-
-/// Makes `path` with `content` in one step; false if it exists.
-fn create_whole(folder: &Path, path: &Path, content: &str) -> Result<bool, Error> {
-    let made = match nameless(folder, content) {
-        Ok(file) => link(&file, path),
-        // A file system without nameless files (old overlayfs): the reference's way.
-        Err(_) => create_new(path, content),
-    };
-    match made {
-        Ok(()) => Ok(true),
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(e) => Err(failure::file("create", path, &e)),
-    }
-}
-
-/// A file without a name, which vanishes with this process unless it gets one.
-fn nameless(folder: &Path, content: &str) -> io::Result<File> {
-    let fd = open(folder, OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC, Mode::from_raw_mode(0o600))?;
-    let mut file = File::from(fd);
-    file.write_all(content.as_bytes())?;
-    Ok(file)
-}
-
-fn link(file: &File, path: &Path) -> io::Result<()> {
-    let from = format!("/proc/self/fd/{}", file.as_raw_fd());
-    linkat(CWD, from, CWD, path, AtFlags::SYMLINK_FOLLOW).map_err(io::Error::from)
-}
-
-/// The file goes again where it does not get its content, as on a full disk.
-fn create_new(path: &Path, content: &str) -> io::Result<()> {
-    let mut file = File::create_new(path)?;
-    let written =
-        file.set_permissions(Permissions::from_mode(0o600)).and_then(|()| file.write_all(content.as_bytes()));
-    written.inspect_err(|_| drop(fs::remove_file(path)))
 }
 
 #[cfg(test)]
@@ -459,14 +420,5 @@ mod tests {
         dir.write("n/.boot_id", "another\n").expect("written");
         reserve(&dir, &set, 2).expect("free");
         assert!(!files(&dir).contains("10.1.0.77") && files(&dir).contains(&mine.to_string()));
-    }
-
-    #[test]
-    fn without_nameless_files_a_reservation_is_made_in_two_steps() {
-        let dir = TempDir::new("steps").expect("a folder");
-        let path = dir.path().join("10.1.0.2");
-        assert!(create_new(&path, "c1\r\neth0").is_ok());
-        assert_eq!(fs::read(&path).expect("a file"), b"c1\r\neth0");
-        assert!(create_new(&path, "c2").is_err_and(|e| e.kind() == io::ErrorKind::AlreadyExists));
     }
 }

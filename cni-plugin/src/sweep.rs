@@ -20,7 +20,7 @@ use crate::{
     hostports, linkage, lock,
     records::{Held, Records, make_folder, own_namespace},
     reservations::Reservations,
-    shaping,
+    scratch, shaping,
 };
 
 /// As many records are looked through at every ADD.
@@ -103,6 +103,9 @@ pub(crate) fn clear(records: &Records, dead: &[Held]) -> Result<(), Error> {
         if let Some((who, folder)) = held.who.as_ref().zip(held.before.folder.as_ref()) {
             let addresses: Vec<_> = held.before.pods().iter().map(|pod| pod.address).collect();
             Reservations::of(PathBuf::from(folder), records).release(who, &addresses, lock::patience())?;
+        }
+        if let Some(path) = &held.before.scratch {
+            scratch::remove(Path::new(path))?;
         }
         held.remove()?;
     }

@@ -51,6 +51,13 @@ impl Attachment {
         format!("{}#{:016x}/{}", Self::alias_prefix(&self.network), self.hash(), self.ifname)
     }
 
+    /// Who has an alias, in words: `<container>/<interface> of <network>`.
+    #[must_use]
+    pub fn named_by(alias: &str) -> Option<String> {
+        let (network, who) = alias.strip_prefix(MARK)?.split_once('/')?;
+        Some(format!("{who} of {network}"))
+    }
+
     /// What the aliases of all attachments to `network` begin with.
     #[must_use]
     pub fn alias_prefix(network: &str) -> String {
@@ -155,6 +162,7 @@ mod tests {
         let theirs = Attachment { network: "n".into(), ..a.clone() };
         assert_eq!(theirs.reference_ifb(), "bwp9b00b9b7c279");
         assert_eq!(a.alias(), "weft:cbr0/c1/eth0");
+        assert_eq!(Attachment::named_by(&a.alias()).as_deref(), Some("c1/eth0 of cbr0"));
         assert_ne!(a.host_link(), attachment("c1", "eth1").host_link());
         assert_ne!(a.host_mac(), a.pod_mac());
         assert!(!a.host_mac().is_multicast());

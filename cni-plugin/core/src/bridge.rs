@@ -1,8 +1,9 @@
 //! Configuration of type `bridge`.
 
 use netmodel::{IfName, Mac, Mtu};
+use serde_json::Value;
 
-use crate::{Arguments, Code, Dns, Error, Ipam, Network};
+use crate::{Arguments, Code, Dns, Error, Ipam, Network, foreign_ipam, json::Keys};
 
 /// A bridge network as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,12 +26,18 @@ pub struct Bridge {
     pub promiscuous: bool,
     /// The port reaches only ports that are not isolated.
     pub isolated: bool,
+    /// IPv6 addresses are used only once nobody else turned out to have them.
+    pub duplicate_detection: bool,
+    /// The container's interface stays down.
+    pub container_down: bool,
     /// The Ethernet address asked for.
     pub mac: Option<Mac>,
     /// Name service that replaces what address management says.
     pub dns: Dns,
-    /// Address management; absent for none.
+    /// Address management of ours; absent for none.
     pub ipam: Option<Ipam>,
+    /// The plugin that manages addresses instead.
+    pub foreign_ipam: Option<String>,
 }
 
 /// The bridge device, in words of its own where the name is none.
@@ -54,6 +61,10 @@ impl Bridge {
             let msg = "cannot set hairpin mode and promiscuous mode at the same time";
             return Err(Error::new(Code::InvalidConfig, msg));
         }
+        if keys.flag("disableContainerInterface")? && keys.child("ipam")?.filled("type")?.is_some() {
+            let msg = "cannot use IPAM when DisableContainerInterface flag is set";
+            return Err(Error::new(Code::InvalidConfig, msg));
+        }
         let mtu = keys.number("mtu")?.filter(|mtu| *mtu != 0).map(Mtu::try_from).transpose();
         let is_default_gateway = keys.flag("isDefaultGateway")?;
         Ok(Self {
@@ -66,9 +77,12 @@ impl Bridge {
             hairpin,
             promiscuous,
             isolated: keys.flag("portIsolation")?,
+            duplicate_detection: keys.flag("enabledad")?,
+            container_down: keys.flag("disableContainerInterface")?,
             mac: mac(network, args)?,
             dns: Dns::parse(&keys, "dns")?,
             ipam: Ipam::parse(network, args)?,
+            foreign_ipam: foreign_ipam(network)?,
         })
     }
 }
@@ -86,22 +100,49 @@ fn mac(network: &Network, args: &Arguments) -> Result<Option<Mac>, Error> {
     Ok(mac)
 }
 
-/// What the configuration asks for and this plugin can't do.
+/// What the configuration asks for and this plugin can't do. VLANs are for kernels and switches that have them.
 fn refuse_unsupported(network: &Network) -> Result<(), Error> {
     let keys = network.keys();
+    keys.flag("preserveDefaultVlan")?;
     let vlan = keys.number("vlan")?.filter(|vlan| *vlan != 0);
     if let Some(vlan) = vlan {
+        if vlan > HIGHEST_VLAN {
+            let msg = format!("invalid VLAN ID {vlan} (must be between 0 and {HIGHEST_VLAN})");
+            return Err(Error::new(Code::InvalidConfig, msg));
+        }
         return Err(Error::unsupported("vlan", &vlan.to_string()));
     }
-    if let [first, ..] = keys.list("vlanTrunk")? {
+    let trunk = keys.list("vlanTrunk")?;
+    trunk.iter().try_for_each(check_trunk)?;
+    if let [first, ..] = trunk {
         return Err(Error::unsupported("vlanTrunk", &format!("[{first}, ...]")));
     }
-    for key in ["macspoofchk", "disableContainerInterface"] {
-        if keys.flag(key)? {
-            return Err(Error::unsupported(key, "true"));
+    if keys.flag("macspoofchk")? {
+        return Err(Error::unsupported("macspoofchk", "true"));
+    }
+    Ok(())
+}
+
+/// The highest VLAN (IEEE 802.1Q).
+const HIGHEST_VLAN: u64 = 4094;
+
+/// One entry of `vlanTrunk`: an id, or both ends of a range.
+fn check_trunk(entry: &Value) -> Result<(), Error> {
+    let keys = Keys::element("vlanTrunk", entry)?;
+    let invalid = |msg: String| Err(Error::new(Code::InvalidConfig, msg));
+    let (mut ids, names) = ([None; 3], ["id", "minID", "maxID"]);
+    for (id, name) in ids.iter_mut().zip(names) {
+        *id = keys.number(name)?;
+        if let Some(id) = id.filter(|id| !(1..=HIGHEST_VLAN).contains(id)) {
+            return invalid(format!("incorrect trunk {name} parameter {id}: it must be 1 to {HIGHEST_VLAN}"));
         }
     }
-    keys.flag("enabledad").map(drop)
+    match ids {
+        [_, Some(min), Some(max)] if min > max => invalid(format!("minID {min} is greater than maxID {max}")),
+        [_, Some(_), None] => invalid("missing trunk parameter maxID".to_owned()),
+        [_, None, Some(_)] => invalid("missing trunk parameter minID".to_owned()),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -147,6 +188,20 @@ mod tests {
         ] {
             assert_eq!(parse(document, "").unwrap_err(), (Code::UnsupportedField, text.into()));
         }
+        for (trunk, text) in [
+            (json!({"minID": 10}), "missing trunk parameter maxID"),
+            (json!({"maxID": 10}), "missing trunk parameter minID"),
+            (json!({"minID": 12, "maxID": 10}), "minID 12 is greater than maxID 10"),
+            (json!({"id": 4095}), "incorrect trunk id parameter 4095: it must be 1 to 4094"),
+        ] {
+            let error = parse(json!({"vlanTrunk": [trunk]}), "").unwrap_err();
+            assert_eq!(error, (Code::InvalidConfig, text.into()));
+        }
+        assert_eq!(parse(json!({"vlan": 4095}), "").unwrap_err().0, Code::InvalidConfig);
+        let down = json!({"disableContainerInterface": true});
+        assert!(parse(down, "").unwrap().container_down);
+        let both = json!({"disableContainerInterface": true, "ipam": {"type": "host-local"}});
+        assert!(parse(both, "").unwrap_err().1.starts_with("cannot use IPAM"));
         let both = parse(json!({"hairpinMode": true, "promiscMode": true}), "").unwrap_err();
         assert_eq!(both.1, "cannot set hairpin mode and promiscuous mode at the same time");
         assert_eq!(parse(json!({"mtu": 7}), "").unwrap_err().0, Code::InvalidConfig);

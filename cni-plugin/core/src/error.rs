@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::SpecVersion;
+use crate::{SpecVersion, json::Keys};
 
 /// Error codes of the CNI specification 1.1.0, section "Error", and two of its reference library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub enum Code {
     TryAgainLater = 11,
     /// STATUS: no container can be attached now.
     NotAvailable = 50,
+    /// STATUS: the same, and containers that are there may have lost their connection.
+    Degraded = 51,
     /// Somebody else has what is asked for, such as a host port; the message says who.
     Taken = 100,
     /// Anything else (reference library).
@@ -41,19 +43,43 @@ pub struct Error {
     pub msg: String,
     /// More than fits a sentence; empty for none.
     pub details: String,
+    /// The code of another plugin whose error this is; `code` counts for nothing then.
+    pub foreign: Option<u64>,
 }
 
 impl Error {
     /// An error without details.
     #[must_use]
     pub fn new(code: Code, msg: impl Into<String>) -> Self {
-        Self { code, msg: msg.into(), details: String::new() }
+        Self { code, msg: msg.into(), details: String::new(), foreign: None }
     }
 
     /// Key `key` of the configuration has a value that this plugin does not support.
     #[must_use]
     pub fn unsupported(key: &str, value: &str) -> Self {
         Self::new(Code::UnsupportedField, format!("unsupported value for key {key:?}: {value}"))
+    }
+
+    /// The error that another plugin printed; `None` where `document` is none.
+    #[must_use]
+    pub fn passed_on(document: &str) -> Option<Self> {
+        let Ok(Value::Object(map)) = serde_json::from_str(document) else { return None };
+        let keys = Keys::root(&map);
+        let code = keys.number("code").ok()??;
+        let text = |key| keys.text(key).ok().flatten().unwrap_or_default();
+        Some(Self {
+            foreign: Some(code),
+            ..Self::new(Code::Internal, text("msg")).with_details(text("details"))
+        })
+    }
+
+    /// The same error, whose message names the plugin `kind` if it is another plugin's.
+    #[must_use]
+    pub fn about_plugin(mut self, kind: &str) -> Self {
+        if self.foreign.is_some() {
+            self.msg = format!("plugin {kind}: {}", self.msg);
+        }
+        self
     }
 
     /// The same error with `details`.
@@ -70,7 +96,7 @@ impl Error {
         if let Some(version) = version {
             document.insert("cniVersion".into(), version.as_str().into());
         }
-        document.insert("code".into(), json!(self.code as u16));
+        document.insert("code".into(), json!(self.foreign.unwrap_or(self.code as u64)));
         document.insert("msg".into(), self.msg.as_str().into());
         if !self.details.is_empty() {
             document.insert("details".into(), self.details.as_str().into());
@@ -82,6 +108,15 @@ impl Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_plugins_error_is_told_as_it_was() {
+        let text = r#"{"cniVersion":"1.0.0","code":114,"msg":"no lease","details":"dhcp"}"#;
+        let error = Error::passed_on(text).unwrap();
+        assert_eq!(error.to_json(None), r#"{"code":114,"details":"dhcp","msg":"no lease"}"#);
+        assert_eq!(error.about_plugin("dhcp").msg, "plugin dhcp: no lease");
+        assert!(["", "{}", "[]", "panic: x"].iter().all(|text| Error::passed_on(text).is_none()));
+    }
 
     #[test]
     fn a_document_holds_code_and_message() {

@@ -3,7 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use crate::{
-    Code, Error, Network, SubnetEnv,
+    Attachment, Code, Error, Network, SubnetEnv,
+    ipam::plugin_name,
     json::{Keys, find},
 };
 
@@ -41,25 +42,35 @@ pub fn scratch_dir(network: &Network) -> Result<String, Error> {
     Ok(network.keys().filled("dataDir")?.unwrap_or("/var/lib/cni/flannel").to_owned())
 }
 
-/// The plugin that the configuration delegates to.
-///
-/// # Errors
-/// Code 6.
-pub fn delegate_type(network: &Network) -> Result<String, Error> {
-    Ok(network.keys().child("delegate")?.filled("type")?.unwrap_or("bridge").to_owned())
-}
+/// The key by which a scratch file says whose it is, besides the container that its name says.
+const INTERFACE: &str = "weftInterface";
 
-/// Code 2 for a delegate that is not ours.
+/// What the scratch file of `who` holds: the configuration that was delegated, as the reference writes it, and
+/// the interface.
 #[must_use]
-pub fn foreign_delegate(kind: &str) -> Error {
-    Error::unsupported("delegate.type", &format!("{kind:?}"))
+pub fn scratch_content(delegated: &Network, who: &Attachment) -> String {
+    let mut map = delegated.raw.clone();
+    map.insert(INTERFACE.to_owned(), who.ifname.as_str().into());
+    Value::Object(map).to_string()
 }
 
-/// The bridge configuration that stands for `network` on a node with `env`. Without `env`, as DEL
-/// and GC need it, the configuration has no ranges.
+/// What was delegated for `who`, by the content of a scratch file: `Err` where it can't be read, `None` where it
+/// is another attachment's. The reference's files stand for any interface.
 ///
 /// # Errors
-/// Code 2 for a delegate other than `bridge`; 7 where `delegate` sets what is not its to set.
+/// Code 6 or 7.
+pub fn scratch_of(content: &[u8], who: &Attachment) -> Result<Option<Network>, Error> {
+    let network = Network::parse(content).map_err(|(_, error)| error)?;
+    let interface = network.keys().filled(INTERFACE)?;
+    let is_its = network.name == who.network && interface.is_none_or(|name| name == who.ifname.as_str());
+    Ok(is_its.then_some(network))
+}
+
+/// The configuration that is delegated for `network` on a node with `env`, usually of type `bridge`. Without
+/// `env`, as DEL and GC need it, it has no ranges.
+///
+/// # Errors
+/// Code 6 or 7, as where `delegate` sets what is not its to set.
 pub fn delegate_config(network: &Network, env: Option<&SubnetEnv>) -> Result<Network, Error> {
     let delegate = network.keys().child("delegate")?;
     for key in ["name", "ipam"] {
@@ -68,10 +79,7 @@ pub fn delegate_config(network: &Network, env: Option<&SubnetEnv>) -> Result<Net
             return Err(Error::new(Code::InvalidConfig, msg));
         }
     }
-    let kind = delegate_type(network)?;
-    if kind != "bridge" {
-        return Err(foreign_delegate(&kind));
-    }
+    let kind = plugin_name("delegate.type", delegate.filled("type")?.unwrap_or("bridge"))?;
     let mut document = match network.keys().value("delegate") {
         Some(Value::Object(map)) => map.clone(),
         _ => Map::new(),
@@ -84,14 +92,23 @@ pub fn delegate_config(network: &Network, env: Option<&SubnetEnv>) -> Result<Net
     };
     set("name", network.name.as_str().into(), true);
     set("cniVersion", network.version.as_str().into(), true);
-    set("type", "bridge".into(), true);
-    set("isGateway", true.into(), false);
+    if kind == "bridge" {
+        set("isGateway", true.into(), false);
+    }
+    set("type", kind.into(), true);
     if let Some(env) = env {
         set("ipMasq", (!env.ip_masq).into(), false);
         set("mtu", env.mtu.get().into(), false);
     }
     set("ipam", address_management(network, env)?, true);
-    for key in ["runtimeConfig", "args", "prevResult", "stateDir"] {
+    for key in [
+        "runtimeConfig",
+        "args",
+        "prevResult",
+        "stateDir",
+        "cni.dev/valid-attachments",
+        "cni.dev/attachments",
+    ] {
         if let Some(value) = network.keys().value(key) {
             set(key, value.clone(), true);
         }
@@ -175,10 +192,37 @@ mod tests {
             )
         );
         assert!(refused(r#"{"ipam":{}}"#).1.contains("'ipam'"));
-        let (code, text) = refused(r#"{"type":"macvlan"}"#);
-        assert_eq!(code, Code::UnsupportedField);
-        assert_eq!(text, "unsupported value for key \"delegate.type\": \"macvlan\"");
+        assert_eq!(refused(r#"{"type":"../sh"}"#).0, Code::InvalidConfig);
         assert_eq!(refused("7").0, Code::Decode);
+    }
+
+    #[test]
+    fn another_delegate_gets_its_own_keys() {
+        let text = r#"{"cniVersion":"1.1.0","name":"n","type":"flannel","delegate":{"type":"macvlan","master":"eth0"},
+            "cni.dev/valid-attachments":[]}"#;
+        let delegate = delegate_config(&network(text), Some(&env())).unwrap();
+        let json = delegate.to_json();
+        assert_eq!(delegate.kind, "macvlan");
+        assert!(!json.contains("isGateway") && json.contains("\"master\":\"eth0\""), "{json}");
+        assert!(json.contains("10.42.3.0/24") && json.contains("\"cni.dev/valid-attachments\":[]"), "{json}");
+    }
+
+    #[test]
+    fn a_scratch_file_says_whose_it_is() {
+        let who = |ifname: &str| Attachment {
+            network: "cbr0".into(),
+            container: "c1".into(),
+            ifname: ifname.parse().unwrap(),
+        };
+        let delegated = network(r#"{"cniVersion":"1.0.0","name":"cbr0","type":"bridge"}"#);
+        let content = scratch_content(&delegated, &who("eth0"));
+        let is_its = |content: &str, ifname| {
+            scratch_of(content.as_bytes(), &who(ifname)).map(|found| found.is_some()).map_err(|e| e.code)
+        };
+        assert_eq!((is_its(&content, "eth0"), is_its(&content, "eth1")), (Ok(true), Ok(false)));
+        assert_eq!(is_its(&delegated.to_json(), "eth1"), Ok(true));
+        assert_eq!(is_its(r#"{"name":"other","type":"bridge"}"#, "eth0"), Ok(false));
+        assert_eq!(is_its("", "eth0"), Err(Code::Decode));
     }
 
     #[test]

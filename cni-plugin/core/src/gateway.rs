@@ -15,29 +15,27 @@ pub enum GatewayChange {
 
 /// The steps that give `bridge`, which has the addresses `present`, those of `wanted`.
 ///
-/// An address of `pod_networks` that the bridge has is the gateway of an earlier lease of this node: it
-/// stays while `in_use` says that containers have addresses of its subnet, and goes otherwise.
+/// Another address is in the way: any other of IPv4, one that overlaps of IPv6. It goes where `forceAddress` says
+/// so, and where the bridge `is_owned` and has no `holders`: then it is the gateway of an earlier subnet that
+/// nobody has an address of any more.
 ///
 /// # Errors
-/// Another address is in the way: any other of IPv4, one that overlaps of IPv6; unless `forceAddress`
-/// says to replace it.
+/// Another address is in the way; the holders are named.
 pub fn gateway_changes(
     bridge: &Bridge,
     wanted: &[HostAddress],
     present: &[HostAddress],
-    pod_networks: &[Subnet],
-    in_use: impl Fn(Subnet) -> bool,
+    is_owned: bool,
+    holders: &[String],
 ) -> Result<Vec<GatewayChange>, Error> {
     let mut changes = Vec::new();
     for gateway in wanted.iter().filter(|gateway| !present.contains(gateway)) {
         for other in present.iter().filter(|other| conflicts(other, gateway) && !wanted.contains(other)) {
-            let subnet = Subnet::containing(other.address, other.prefix).ok();
-            let is_earlier = pod_networks.iter().any(|network| network.contains(other.address));
-            if !is_earlier && !bridge.force_address {
-                return Err(different(bridge, gateway, other));
+            let is_left_over = is_owned && holders.is_empty();
+            if !bridge.force_address && !is_left_over {
+                return Err(different(bridge, gateway, other, holders));
             }
-            let is_kept = is_earlier && subnet.is_some_and(&in_use);
-            if !is_kept && !changes.contains(&GatewayChange::Remove(*other)) {
+            if !changes.contains(&GatewayChange::Remove(*other)) {
                 changes.push(GatewayChange::Remove(*other));
             }
         }
@@ -46,8 +44,16 @@ pub fn gateway_changes(
     Ok(changes)
 }
 
-fn different(bridge: &Bridge, gateway: &HostAddress, other: &HostAddress) -> Error {
-    let text = format!("{:?} already has an IP address different from {gateway}", bridge.bridge.as_str());
+/// How many holders are named.
+const NAMED: usize = 20;
+
+fn different(bridge: &Bridge, gateway: &HostAddress, other: &HostAddress, holders: &[String]) -> Error {
+    let mut text = format!("{:?} already has an IP address different from {gateway}", bridge.bridge.as_str());
+    if !holders.is_empty() {
+        let more = if holders.len() > NAMED { ", ..." } else { "" };
+        let named = holders.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+        text.push_str(&format!(": {other} is held by {named}{more}"));
+    }
     Error::new(Code::Internal, text).with_details(format!("{} has {other}", bridge.bridge))
 }
 
@@ -71,14 +77,17 @@ mod tests {
         HostAddress { address: address.parse().unwrap(), prefix: prefix.parse().unwrap() }
     }
 
-    /// `used` is the subnet that containers still have addresses of.
-    fn changes(force: bool, wanted: &[&str], present: &[&str], used: &str) -> Result<String, String> {
+    fn changes(
+        force: bool,
+        wanted: &[&str],
+        present: &[&str],
+        (is_owned, holders): (bool, &[&str]),
+    ) -> Result<String, String> {
         let text = format!(r#"{{"name":"n","type":"bridge","forceAddress":{force}}}"#);
         let bridge = Bridge::parse(&Network::parse(text.as_bytes()).unwrap(), &Arguments::default()).unwrap();
         let all = |texts: &[&str]| texts.iter().map(|text| address(text)).collect::<Vec<_>>();
-        let networks = ["10.42.0.0/16".parse().unwrap()];
-        let in_use = |subnet: Subnet| subnet.to_string() == used;
-        let changes = gateway_changes(&bridge, &all(wanted), &all(present), &networks, in_use);
+        let holders: Vec<String> = holders.iter().map(|holder| (*holder).to_owned()).collect();
+        let changes = gateway_changes(&bridge, &all(wanted), &all(present), is_owned, &holders);
         let text = |change: &GatewayChange| match change {
             GatewayChange::Remove(address) => format!("-{address}"),
             GatewayChange::Add(address) => format!("+{address}"),
@@ -86,32 +95,42 @@ mod tests {
         changes.map(|c| c.iter().map(text).collect::<Vec<_>>().join(" ")).map_err(|e| e.msg)
     }
 
+    const NOBODY: (bool, &[&str]) = (false, &[]);
+
     #[test]
     fn what_is_there_is_left_alone() {
-        assert_eq!(changes(false, &["10.9.0.1/24"], &["10.9.0.1/24", "fe80::1/64"], ""), Ok(String::new()));
-        let both = ["10.9.0.1/24", "10.8.0.1/24"];
-        assert_eq!(changes(false, &both, &both[..1], ""), Ok("+10.8.0.1/24".into()));
         assert_eq!(
-            changes(false, &["fd00::1/64"], &["fd01::1/64", "10.9.0.1/8"], ""),
+            changes(false, &["10.9.0.1/24"], &["10.9.0.1/24", "fe80::1/64"], NOBODY),
+            Ok(String::new())
+        );
+        let both = ["10.9.0.1/24", "10.8.0.1/24"];
+        assert_eq!(changes(false, &both, &both[..1], NOBODY), Ok("+10.8.0.1/24".into()));
+        assert_eq!(
+            changes(false, &["fd00::1/64"], &["fd01::1/64", "10.9.0.1/8"], NOBODY),
             Ok("+fd00::1/64".into())
         );
     }
 
     #[test]
     fn another_address_is_refused_or_replaced() {
-        let refused = changes(false, &["10.9.0.1/24"], &["10.8.0.1/24"], "").unwrap_err();
+        let refused = changes(false, &["10.9.0.1/24"], &["10.8.0.1/24"], NOBODY).unwrap_err();
         assert_eq!(refused, "\"cni0\" already has an IP address different from 10.9.0.1/24");
         assert_eq!(
-            changes(true, &["10.9.0.1/24"], &["10.8.0.1/24"], ""),
+            changes(true, &["10.9.0.1/24"], &["10.8.0.1/24"], NOBODY),
             Ok("-10.8.0.1/24 +10.9.0.1/24".into())
         );
-        assert!(changes(false, &["fd00::1/64"], &["fd00::2/48"], "").is_err());
+        assert!(changes(false, &["fd00::1/64"], &["fd00::2/48"], NOBODY).is_err());
     }
 
     #[test]
-    fn the_gateway_of_an_earlier_lease_stays_while_pods_need_it() {
-        let change = |used| changes(false, &["10.42.7.1/24"], &["10.42.3.1/24"], used);
-        assert_eq!(change("10.42.3.0/24"), Ok("+10.42.7.1/24".into()));
-        assert_eq!(change(""), Ok("-10.42.3.1/24 +10.42.7.1/24".into()));
+    fn the_gateway_of_an_earlier_subnet_goes_when_nobody_needs_it() {
+        let change = |owner| changes(false, &["10.42.7.1/24"], &["10.42.3.1/24"], owner);
+        assert_eq!(change((true, &[])), Ok("-10.42.3.1/24 +10.42.7.1/24".into()));
+        let refused = change((true, &["c1/eth0", "veth7"])).unwrap_err();
+        assert_eq!(
+            refused,
+            "\"cni0\" already has an IP address different from 10.42.7.1/24: 10.42.3.1/24 is held by c1/eth0, veth7"
+        );
+        assert!(change(NOBODY).is_err());
     }
 }

@@ -12,6 +12,9 @@ use crate::{
 /// Where reservations lie unless the configuration says otherwise.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
 
+/// The type of address management that is done here.
+const OURS: &str = "host-local";
+
 /// Address management as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ipam {
@@ -27,21 +30,35 @@ pub struct Ipam {
     pub requested: Vec<IpAddr>,
 }
 
-/// `ipam` of a configuration; `None` where it has none.
+/// The plugin that manages addresses, where it is another one than `host-local`.
+///
+/// # Errors
+/// Code 6 or 7: the section can't be decoded, or names no plugin.
+pub fn foreign_ipam(network: &Network) -> Result<Option<String>, Error> {
+    let kind = network.keys().child("ipam")?.filled("type")?.filter(|kind| *kind != OURS);
+    kind.map(|kind| plugin_name("ipam.type", kind)).transpose()
+}
+
+/// `kind` as the name of a file.
+pub(crate) fn plugin_name(key: &str, kind: &str) -> Result<String, Error> {
+    if kind.contains(['/', '\0']) || kind == "." || kind == ".." {
+        let msg = format!("invalid {key} {kind:?}: it must be the name of a plugin");
+        return Err(Error::new(Code::InvalidConfig, msg));
+    }
+    Ok(kind.to_owned())
+}
+
+/// `ipam` of a configuration; `None` where it has none, or another plugin's.
 fn section(network: &Network) -> Result<Option<Keys<'_>>, Error> {
     let ipam = network.keys().child("ipam")?;
-    match ipam.filled("type")? {
-        None => Ok(None),
-        Some("host-local") => Ok(Some(ipam)),
-        Some(other) => Err(Error::unsupported("ipam.type", &format!("{other:?}"))),
-    }
+    Ok((ipam.filled("type")? == Some(OURS)).then_some(ipam))
 }
 
 /// The folder of reservations, read so that DEL works whatever else the configuration says;
-/// `None` where the network has no address management.
+/// `None` where the network has no address management of ours.
 ///
 /// # Errors
-/// `ipam.type` is not `host-local`, or the section can't be decoded.
+/// The section can't be decoded.
 pub fn data_dir(network: &Network) -> Result<Option<String>, Error> {
     section(network)?.map(|ipam| folder(&ipam)).transpose()
 }
@@ -201,14 +218,16 @@ mod tests {
     }
 
     #[test]
-    fn absent_is_no_address_and_foreign_types_are_named() {
+    fn absent_and_foreign_are_no_addresses_of_ours() {
         assert_eq!(parse(json!({}), ""), Ok(None));
         assert_eq!(parse(json!({"ipam": {}}), ""), Ok(None));
-        let foreign = parse(json!({"ipam": {"type": "dhcp"}}), "").unwrap_err();
-        assert_eq!(
-            foreign,
-            (Code::UnsupportedField, "unsupported value for key \"ipam.type\": \"dhcp\"".into())
-        );
+        assert_eq!(parse(json!({"ipam": {"type": "dhcp"}}), ""), Ok(None));
+        let foreign = |kind: &str| {
+            let text = format!(r#"{{"name":"n","type":"bridge","ipam":{{"type":"{kind}"}}}}"#);
+            foreign_ipam(&Network::parse(text.as_bytes()).unwrap()).map_err(|e| e.code)
+        };
+        assert_eq!((foreign("dhcp"), foreign("host-local")), (Ok(Some("dhcp".into())), Ok(None)));
+        assert_eq!(foreign("../dhcp"), Err(Code::InvalidConfig));
     }
 
     #[test]

@@ -35,17 +35,17 @@ pub use bridge::Bridge;
 pub use check::{Seen, SeenLink, check};
 pub use error::{Code, Error};
 pub use flannel::{
-    delegate_config, delegate_type, foreign_delegate, reason_in_status, scratch_dir, status_file, subnet_file,
+    delegate_config, reason_in_status, scratch_content, scratch_dir, scratch_of, status_file, subnet_file,
 };
 pub use gateway::{GatewayChange, gateway_changes};
 pub use hostport::{Forwarding, HostPort, PortMappings};
 pub use hostport_rules::Translated;
-pub use ipam::{DEFAULT_DATA_DIR, Ipam, data_dir, parse_resolv_conf};
+pub use ipam::{DEFAULT_DATA_DIR, Ipam, data_dir, foreign_ipam, parse_resolv_conf};
 pub use nat::{
     Elements, Nat, Questions, Rules, Taken, masquerade_sets, mend, nat_sweep, nat_table, port_sets,
     unmasquerade, unused_subnets,
 };
-pub use plan::{Chosen, HostAddress, Plan, PodRoute};
+pub use plan::{Chosen, HostAddress, Leased, Plan, PodRoute};
 pub use record::{Record, Trace, state_dir};
 pub use request::{Arguments, Environment, Invocation, Network, Verb, about};
 pub use result::{Dns, Interface, IpConfig, Outcome, Route};

@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr};
 use netmodel::{Mac, Subnet};
 
 use crate::{
-    Attachment, Bridge, Route,
+    Attachment, Bridge, Code, Dns, Error, IpConfig, Outcome, Route,
     address::{default_route, usual_gateway},
     attachment::mix,
 };
@@ -19,6 +19,32 @@ pub struct Chosen {
     pub prefix: u8,
     /// The range's gateway.
     pub gateway: Option<IpAddr>,
+}
+
+/// What address management gave.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Leased {
+    /// The addresses.
+    pub addresses: Vec<Chosen>,
+    /// Routes for the container.
+    pub routes: Vec<Route>,
+    /// Name service for the container.
+    pub dns: Dns,
+}
+
+impl Leased {
+    /// What another plugin gave, by its result.
+    ///
+    /// # Errors
+    /// It gave no address.
+    pub fn from_result(result: Outcome) -> Result<Self, Error> {
+        if result.ips.is_empty() {
+            return Err(Error::new(Code::Internal, "IPAM plugin returned missing IP config"));
+        }
+        let chosen = |ip: &IpConfig| Chosen { address: ip.address, prefix: ip.prefix, gateway: ip.gateway };
+        let addresses = result.ips.iter().map(chosen).collect();
+        Ok(Self { addresses, routes: result.routes, dns: result.dns })
+    }
 }
 
 /// An address with its prefix length.
@@ -63,9 +89,9 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The attachment of `who` to `bridge` with the addresses `chosen`.
+    /// The attachment of `who` to `bridge` with the addresses and routes that address management gave.
     #[must_use]
-    pub fn new(bridge: &Bridge, who: &Attachment, chosen: &[Chosen]) -> Self {
+    pub fn new(bridge: &Bridge, who: &Attachment, chosen: &[Chosen], routes: &[Route]) -> Self {
         let addresses: Vec<Chosen> = chosen
             .iter()
             .map(|c| Chosen {
@@ -75,7 +101,7 @@ impl Plan {
                 ..*c
             })
             .collect();
-        let mut reported = bridge.ipam.as_ref().map(|ipam| ipam.routes.clone()).unwrap_or_default();
+        let mut reported = routes.to_vec();
         if bridge.is_default_gateway {
             for ipv4 in [true, false] {
                 let found = |r: &Route| r.dst.prefix() == 0 && r.dst.is_ipv4() == ipv4 && r.gw.is_some();
@@ -177,7 +203,8 @@ mod tests {
                 gateway: gw.parse().ok(),
             })
             .collect();
-        Plan::new(&bridge, &who, &chosen)
+        let routes = bridge.ipam.as_ref().map(|ipam| ipam.routes.clone()).unwrap_or_default();
+        Plan::new(&bridge, &who, &chosen, &routes)
     }
 
     fn routes(plan: &Plan) -> Vec<String> {

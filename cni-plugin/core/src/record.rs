@@ -24,6 +24,8 @@ pub enum Trace {
     Address(usize, HostAddress),
     /// The addresses are masqueraded.
     Masquerade,
+    /// What was delegated is in that file.
+    Scratch(String),
     /// Ports of the host lead to the container.
     HostPorts,
     /// The bandwidth is limited.
@@ -43,6 +45,8 @@ pub struct Record {
     pub addresses: Vec<(usize, HostAddress)>,
     /// [`Trace::Masquerade`].
     pub masqueraded: bool,
+    /// [`Trace::Scratch`].
+    pub scratch: Option<String>,
     /// [`Trace::HostPorts`].
     pub host_ports: bool,
     /// [`Trace::Limits`].
@@ -66,6 +70,7 @@ impl Trace {
             Self::Folder(path) => format!("folder {path}\n"),
             Self::Address(set, address) => format!("address {set} {address}\n"),
             Self::Masquerade => "masquerade\n".to_owned(),
+            Self::Scratch(path) => format!("scratch {path}\n"),
             Self::HostPorts => "hostports\n".to_owned(),
             Self::Limits => "limits\n".to_owned(),
         }
@@ -88,6 +93,7 @@ impl Record {
             match line.split_once(' ').unwrap_or((line, "")) {
                 ("host", namespace) => record.host = Some(namespace.to_owned()),
                 ("folder", path) if path.starts_with('/') => record.folder = Some(path.to_owned()),
+                ("scratch", path) if path.starts_with('/') => record.scratch = Some(path.to_owned()),
                 ("address", rest) => record.addresses.extend(numbered(rest)),
                 ("masquerade", "") => record.masqueraded = true,
                 ("hostports", "") => record.host_ports = true,
@@ -171,6 +177,7 @@ mod tests {
             Trace::Address(1, pod("fd00::2")),
             Trace::Address(0, pod("10.1.0.2")),
             Trace::Masquerade,
+            Trace::Scratch("/var/lib/cni/flannel/c1".into()),
             Trace::HostPorts,
             Trace::Limits,
         ];
@@ -178,6 +185,7 @@ mod tests {
         let text: String = [begun.clone()].into_iter().chain(traces.iter().map(Trace::line)).collect();
         let record = Record::parse(text.as_bytes());
         assert!(record.whole && record.masqueraded && record.host_ports && record.limits);
+        assert_eq!(record.scratch.as_deref(), Some("/var/lib/cni/flannel/c1"));
         assert_eq!(record.host.as_deref(), Some("4:7"));
         assert_eq!(record.folder.as_deref(), Some("/var/lib/cni/networks/a b"));
         assert_eq!(record.pods(), [pod("10.1.0.2"), pod("fd00::2")]);

@@ -263,6 +263,22 @@ impl Network {
         Err(Error::new(Code::IncompatibleVersion, format!("config version does not allow {verb}")))
     }
 
+    /// The configuration, for another plugin.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        Value::Object(self.raw.clone()).to_string()
+    }
+
+    /// The same network with `previous` as `prevResult`.
+    #[must_use]
+    pub fn with_previous(&self, previous: Option<&Value>) -> Self {
+        let mut network = self.clone();
+        if let Some(previous) = previous {
+            replace(&mut network.raw, "prevResult", previous.clone());
+        }
+        network
+    }
+
     /// `prevResult`, where the runtime gave one.
     #[must_use]
     pub fn previous(&self) -> Option<&Value> {

@@ -213,6 +213,15 @@ impl Outcome {
         Ok(outcome)
     }
 
+    /// Reads a result as a plugin printed it.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse); 6 for what is no JSON.
+    pub fn of_text(text: &str) -> Result<Self, Error> {
+        let garbled = |e: serde_json::Error| Error::new(Code::Decode, e.to_string());
+        Self::parse(&serde_json::from_str(text).map_err(garbled)?)
+    }
+
     /// The document of version `version`.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use netmodel::{Mtu, Subnet};
 
-use crate::{Code, Error, result::address_and_prefix};
+use crate::{Code, Error, Outcome, result::address_and_prefix};
 
 /// The content of `subnet.env`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +46,23 @@ impl SubnetEnv {
         four.networks.append(&mut six.networks);
         four.subnets.append(&mut six.subnets);
         four.finish(path)
+    }
+}
+
+impl SubnetEnv {
+    /// What it must have said for an attachment with that result.
+    #[must_use]
+    pub fn of_result(result: &Outcome, ifname: &str, is_masqueraded: bool) -> Option<Self> {
+        let subnets = result.addresses_of(ifname).map(|ip| Subnet::containing(ip.address, ip.prefix));
+        let mtu = result.interfaces.iter().find(|i| i.name == ifname).map(|i| u64::from(i.mtu));
+        // That of Ethernet, where the result is too old to say it: nobody asks for it.
+        let mtu = mtu.into_iter().chain([1500]).find_map(|mtu| Mtu::try_from(mtu).ok())?;
+        Some(Self {
+            networks: Vec::new(),
+            subnets: subnets.filter_map(Result::ok).collect(),
+            mtu,
+            ip_masq: !is_masqueraded,
+        })
     }
 }
 

@@ -459,30 +459,85 @@ fn a_flannel_node_of_both_families_works() -> Result<()> {
 }
 
 #[test]
-fn pods_of_an_earlier_lease_keep_their_gateway() -> Result<()> {
+fn a_bridge_of_an_earlier_subnet_is_readdressed_once_it_is_empty() -> Result<()> {
     let Some(bed) = Bed::new("lease")? else { return Ok(()) };
-    let (old, new, last) = (Netns::new()?, Netns::new()?, Netns::new()?);
-    let config = bed.flannel()?;
-    let lease = |third: u8| {
+    let (old, new) = (Netns::new()?, Netns::new()?);
+    let config = with(&bed.flannel()?, &json!({"cniVersion": "1.1.0"}));
+    let lease = |net: u8, third: u8, mtu: u16| {
         let text = format!(
-            "FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.{third}.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
+            "FLANNEL_NETWORK=10.{net}.0.0/16\nFLANNEL_SUBNET=10.{net}.{third}.1/24\nFLANNEL_MTU={mtu}\nFLANNEL_IPMASQ=true\n"
         );
         bed.dir.write("subnet.env", text)
     };
+    let nobody = Who { id: String::new(), ifname: String::new(), netns: String::new() };
     call("ADD", &Who::new("c1", &old), &config).result();
-    lease(7)?;
-    call("ADD", &Who::new("c2", &new), &config).result();
-    assert_eq!(addresses(&device(&bed.host, "cni0")?), ["10.42.3.1/24", "10.42.7.1/24"]);
-    old.cmd("ping -n -c1 -W2 10.42.7.2").ok()?;
-    new.cmd("ping -n -c1 -W2 10.42.3.2").ok()?;
+    lease(42, 7, 1450)?;
+    let wanted = "\"cni0\" already has an IP address different from 10.42.7.1/24: 10.42.3.1/24 is held by c1/eth0 of cbr0";
+    assert_eq!(call("ADD", &Who::new("c2", &new), &config).error(), (999, wanted.into()));
+    assert_eq!(call("STATUS", &nobody, &config).error(), (51, wanted.into()));
+    old.cmd("ping -n -c1 -W2 10.42.3.1").ok()?;
     call("DEL", &Who::new("c1", &old), &config).silent();
-    lease(9)?;
-    call("ADD", &Who::new("c3", &last), &config).result();
-    assert_eq!(addresses(&device(&bed.host, "cni0")?), ["10.42.7.1/24", "10.42.9.1/24"]);
-    // What never was a lease is somebody else's.
-    Cmd::new("ip address flush dev cni0").ok()?;
-    Cmd::new("ip address add 192.0.2.1/24 dev cni0").ok()?;
-    let (_, text) = call("ADD", &Who::new("c4", &old), &config).error();
-    assert_eq!(text, "\"cni0\" already has an IP address different from 10.42.9.1/24");
+    call("STATUS", &nobody, &config).silent();
+    call("ADD", &Who::new("c2", &new), &config).result();
+    assert_eq!(addresses(&device(&bed.host, "cni0")?), ["10.42.7.1/24"]);
+    new.cmd("ping -n -c1 -W2 10.42.7.1").ok()?;
+    call("DEL", &Who::new("c2", &new), &config).silent();
+    lease(55, 9, 1380)?;
+    call("ADD", &Who::new("c3", &new), &config).result();
+    let bridge = device(&bed.host, "cni0")?;
+    assert_eq!((addresses(&bridge), bridge["mtu"].as_u64()), (vec!["10.55.9.1/24".into()], Some(1380)));
+    // An MTU that grew counts for new pods, which an address that is held keeps nobody from.
+    lease(55, 9, 1450)?;
+    call("ADD", &Who::new("c4", &old), &config).result();
+    assert_eq!(device(&bed.host, "cni0")?["mtu"], 1450);
+    old.cmd("ping -n -c1 -W2 -M do -s 1422 10.55.9.1").ok()?;
+    Ok(())
+}
+
+#[test]
+fn add_waits_for_flanneld_to_start() -> Result<()> {
+    let Some(bed) = Bed::new("soon")? else { return Ok(()) };
+    let pod = Netns::new()?;
+    let config = bed.flannel()?;
+    let (file, away) = (bed.path("subnet.env"), bed.path("later.env"));
+    fs::rename(&file, &away)?;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(std::time::Duration::from_secs(1));
+            fs::rename(&away, &file).expect("renamed");
+        });
+        call("ADD", &Who::new("c1", &pod), &config).result();
+    });
+    Ok(())
+}
+
+#[test]
+fn an_interface_may_stay_down_and_addresses_be_detected() -> Result<()> {
+    let Some(bed) = Bed::new("keys")? else { return Ok(()) };
+    let (down, pod, same) = (Netns::new()?, Netns::new()?, Netns::new()?);
+    let mut config = bed.bridge();
+    config.as_object_mut().unwrap().remove("ipam");
+    let closed = with(&config, &json!({"disableContainerInterface": true, "isDefaultGateway": false}));
+    let who = Who::new("c1", &down);
+    let result = call("ADD", &who, &closed).result();
+    let eth0 = device(&down, "eth0")?;
+    assert!(!eth0["flags"].to_string().contains("\"UP\""), "{eth0}");
+    call("CHECK", &who, &with(&closed, &json!({"prevResult": result}))).silent();
+    let ipam = json!({"type": "host-local", "dataDir": bed.path("networks"), "subnet": "fd99::/64"});
+    let both = with(&closed, &json!({"ipam": ipam}));
+    let wanted = "cannot use IPAM when DisableContainerInterface flag is set";
+    assert_eq!(call("ADD", &Who::new("c2", &pod), &both).error(), (7, wanted.into()));
+
+    let careful = with(&bed.bridge(), &json!({"ipam": ipam, "enabledad": true}));
+    call("ADD", &Who::new("c3", &pod), &careful).result();
+    let eth0 = device(&pod, "eth0")?;
+    let address = eth0["addr_info"].as_array().unwrap().iter().find(|a| a["local"] == "fd99::2").unwrap();
+    assert_eq!((&address["nodad"], &address["tentative"]), (&Value::Null, &Value::Null), "{address}");
+    fs::remove_file(bed.path("networks/net/fd99::2"))?;
+    let asked = with(&careful, &json!({"runtimeConfig": {"ips": ["fd99::2"]}}));
+    let config = with(&asked, &json!({"runtimeConfig": {"ips": ["fd99::2"], "mac": "02:00:00:00:00:07"}}));
+    let (_, text) = call("ADD", &Who::new("c4", &same), &config).error();
+    assert_eq!(text, "IPv6 address fd99::2 is in use on the network already");
+    assert_eq!(same.cmd("ip -j link").json()?.as_array().map(Vec::len), Some(1));
     Ok(())
 }

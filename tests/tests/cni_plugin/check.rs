@@ -84,3 +84,21 @@ fn each_loss_is_noticed_and_nothing_made() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_flannel_pod_is_checked_without_the_subnet_file() -> Result<()> {
+    let Some(bed) = Bed::new("nosubnet")? else { return Ok(()) };
+    let pod = Netns::new()?;
+    let who = Who::new("c1", &pod);
+    let mut config = with(&bed.flannel()?, &json!({"cniVersion": "1.1.0"}));
+    config["delegate"]["ipMasq"] = true.into();
+    let result = call("ADD", &who, &config).result();
+    let config = with(&config, &json!({"prevResult": result}));
+    fs::remove_file(bed.path("subnet.env"))?;
+    call("CHECK", &who, &config).silent();
+    Cmd::new("nft delete table inet weft-cni").ok()?;
+    pod.cmd("ip route del default").ok()?;
+    let (_, text) = call("CHECK", &who, &config).error();
+    assert!(text.contains("route 0.0.0.0/0 is missing") && text.contains("10.42.3.2"), "{text}");
+    Ok(())
+}

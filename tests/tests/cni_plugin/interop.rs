@@ -90,10 +90,10 @@ fn what_flannels_own_plugin_left_is_adopted() -> Result<()> {
     assert!(bed.veths()?.is_empty());
     assert_eq!(device(&pod, "eth0")?, Value::Null);
 
-    let foreign = with(&rendered, &json!({"type": "macvlan"}));
+    let foreign = with(&rendered, &json!({"type": "not-installed"}));
     let scratch = bed.dir.write("flannel/g1", foreign.to_string())?;
     let error = call("DEL", &who, &flannel).error();
-    assert_eq!(error, (2, "unsupported value for key \"delegate.type\": \"macvlan\"".into()));
+    assert_eq!(error, (999, "failed to find plugin \"not-installed\" in path [/usr/lib/cni:/sbin]".into()));
     assert!(scratch.exists());
     Ok(())
 }

@@ -6,6 +6,7 @@ mod bed;
 mod check;
 mod crowd;
 mod del;
+mod foreign;
 mod hostports;
 mod hostports_lab;
 mod hostports_owners;

@@ -90,9 +90,9 @@ fn a_wrong_configuration_is_one_clear_error() {
             "unsupported value for key \"type\": \"macvlan\"",
         ),
         (
-            r#"{"cniVersion":"1.0.0","name":"n","type":"bridge","ipam":{"type":"dhcp"}}"#,
-            2,
-            "unsupported value for key \"ipam.type\": \"dhcp\"",
+            r#"{"cniVersion":"1.0.0","name":"n","type":"bridge","ipam":{"type":"../dhcp"}}"#,
+            7,
+            "invalid ipam.type \"../dhcp\": it must be the name of a plugin",
         ),
         (
             r#"{"cniVersion":"1.0.0","name":"n","type":"bridge","vlan":100}"#,
