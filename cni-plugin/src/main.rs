@@ -18,6 +18,7 @@ mod foreign;
 mod gc;
 mod host_local;
 mod hostports;
+mod install;
 mod interface;
 mod linkage;
 mod lock;
@@ -60,10 +61,25 @@ type Failure = (Option<SpecVersion>, Error);
 type Answer = Result<Option<String>, Failure>;
 
 fn main() -> ExitCode {
+    if let Some(arguments) = install::asked() {
+        return told(install::install(arguments));
+    }
     let (document, succeeded) = conclude(panic::catch_unwind(run));
     // Nobody can be told that standard output is closed, but the runtime must not take it for success.
     let told = document.is_none_or(|document| writeln!(io::stdout(), "{document}").is_ok());
     if told && succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Prints what a command for people did, or why it did not.
+fn told(done: Result<String, Error>) -> ExitCode {
+    match done {
+        Ok(text) if writeln!(io::stdout(), "{text}").is_ok() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("flannel: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// The document to print, if any, and whether it tells of success. A panic is a failure like others.

@@ -1,0 +1,86 @@
+//! `flannel install`.
+
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, thread};
+
+use anyhow::Result;
+use serde_json::Value;
+use testkit::{Cmd, TempDir, bin};
+
+const OTHERS: [&str; 6] = ["bandwidth", "bridge", "host-local", "loopback", "portmap", "tuning"];
+
+fn install(dir: &TempDir, more: &str) -> Cmd {
+    let (bins, confs) = (dir.path().join("a/bin"), dir.path().join("a/net.d"));
+    Cmd::new(bin("flannel").display().to_string())
+        .arg("install")
+        .arg("--bin-dir")
+        .arg(bins.display().to_string())
+        .arg("--conf-dir")
+        .arg(confs.display().to_string())
+        .args(more.split_whitespace())
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let names = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<String> = names.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// What the plugin says that it is without a verb.
+fn about(program: &Path) -> Result<String> {
+    Ok(Cmd::new(program.display().to_string()).ok()?.stderr)
+}
+
+#[test]
+fn program_links_and_conflist_are_put_in_place() -> Result<()> {
+    let dir = TempDir::new("install")?;
+    let bins = dir.path().join("a/bin");
+    for _ in 0..2 {
+        install(&dir, "").ok()?;
+        let mut all = OTHERS.to_vec();
+        all.insert(2, "flannel");
+        assert_eq!(names(&bins), all);
+        assert_eq!(names(&dir.path().join("a/net.d")), ["10-flannel.conflist"]);
+    }
+    assert_eq!(fs::metadata(bins.join("flannel"))?.permissions().mode() & 0o7777, 0o755);
+    for name in OTHERS {
+        assert_eq!(fs::read_link(bins.join(name))?, Path::new("flannel"), "it may be mounted elsewhere");
+        assert!(about(&bins.join(name))?.contains(&format!("plugin {name} ")));
+    }
+    let list: Value = serde_json::from_slice(&fs::read(dir.path().join("a/net.d/10-flannel.conflist"))?)?;
+    assert_eq!(list["plugins"][0]["type"], "flannel");
+    Ok(())
+}
+
+#[test]
+fn another_packages_plugin_stays_unless_told_otherwise() -> Result<()> {
+    let dir = TempDir::new("others")?;
+    let theirs = dir.write("a/bin/portmap", "#!/bin/sh\n")?;
+    dir.write("a/bin/flannel", "an earlier one")?;
+    let told = install(&dir, "").ok()?.stdout;
+    assert!(told.contains("portmap: it is another package's"), "{told}");
+    assert_eq!(fs::read_to_string(&theirs)?, "#!/bin/sh\n");
+    assert!(about(&dir.path().join("a/bin/flannel"))?.contains("plugin flannel "));
+    install(&dir, "--replace").ok()?;
+    assert_eq!(fs::read_link(&theirs)?, Path::new("flannel"));
+    let refused = install(&dir, "--nonsense").run()?;
+    assert!(refused.code == Some(1) && refused.stderr.contains("usage: flannel install"), "{refused}");
+    Ok(())
+}
+
+#[test]
+fn a_runtime_never_meets_half_a_file() -> Result<()> {
+    let dir = TempDir::new("busy")?;
+    install(&dir, "").ok()?;
+    let program = dir.path().join("a/bin/bridge");
+    let conflist = dir.path().join("a/net.d/10-flannel.conflist");
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| (0..10).try_for_each(|_| install(&dir, "").ok().map(drop)));
+        while !writer.is_finished() {
+            let version = Cmd::shell(format!("CNI_COMMAND=VERSION exec {}", program.display()));
+            version.ok()?;
+            serde_json::from_slice::<Value>(&fs::read(&conflist)?)?;
+        }
+        writer.join().expect("no panic")
+    })
+}
