@@ -92,7 +92,7 @@ impl<'a> Pod<'a> {
         if bridge.duplicate_detection {
             self.wait_for_detection(index)?;
         }
-        let routes = plan.routes.iter().map(|planned| route(index, planned).add(self.name));
+        let routes = plan.routes.iter().map(|planned| route(index, planned).append(self.name));
         self.apply(&routes.collect::<Vec<_>>())
     }
 

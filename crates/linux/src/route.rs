@@ -2,7 +2,7 @@
 
 use std::{fmt, net::IpAddr};
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     route::{
@@ -129,6 +129,13 @@ impl Route {
     #[must_use]
     pub fn add(&self, name: &IfName) -> Request {
         self.request("add", NLM_F_CREATE | NLM_F_EXCL, name)
+    }
+
+    /// The request that adds it behind those to the same destination with the same metric; in IPv6 they become
+    /// one route with several ways. EEXIST if it is there itself.
+    #[must_use]
+    pub fn append(&self, name: &IfName) -> Request {
+        self.request("add", NLM_F_CREATE | NLM_F_APPEND, name)
     }
 
     /// The request that adds it in place of one to the same destination with the same metric.

@@ -16,6 +16,7 @@ mod kills;
 mod loopback;
 mod masquerade;
 mod protocol;
+mod reference;
 mod roles;
 mod state;
 mod tuning;
