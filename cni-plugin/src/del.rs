@@ -78,15 +78,16 @@ fn traces(call: &Call, record: Option<&Held>, is_linked: bool) -> Record {
     }
 }
 
-/// The masqueraded addresses that the record tells of; `None` where not all of them are still this container's:
-/// another one may have them by now.
+/// The masqueraded addresses that the record tells of; `None` where not all of them are still this container's,
+/// since another one may have them by now, or where it is the network's last.
 fn own_addresses(call: &Call, traces: &Record, records: &Records) -> Option<Vec<HostAddress>> {
     if !traces.masqueraded {
         return Some(Vec::new());
     }
     let reservations = Reservations::of(traces.folder.as_ref()?.into(), records);
     let is_held = |pod: &HostAddress| reservations.is_held(pod.address, &call.who);
-    Some(traces.pods()).filter(|pods| !pods.is_empty() && pods.iter().all(is_held))
+    let is_last = records.is_last();
+    Some(traces.pods()).filter(|pods| !is_last && !pods.is_empty() && pods.iter().all(is_held))
 }
 
 /// One end of the attachment's veth pair, and where it is: `None` for this namespace.

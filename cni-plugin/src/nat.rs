@@ -72,8 +72,9 @@ fn answers(socket: &mut Socket, questions: Questions) -> Result<Elements, linux:
 }
 
 /// Ends it for `who`, and returns the host ports that ended. `pods` are its masqueraded addresses; `None` where
-/// they are not known or may be somebody else's by now: then all elements are looked through, as are those of
-/// host ports where there may be `ports`.
+/// they are not known, may be somebody else's by now, or are the network's last: then all elements are looked
+/// through, and subnets without a masqueraded address go too. So are those of host ports where there may be
+/// `ports`.
 pub(crate) fn stop(
     mut socket: Socket,
     who: &Attachment,
@@ -85,11 +86,18 @@ pub(crate) fn stop(
         return Ok(Vec::new());
     }
     persist(|| {
+        let generation = socket.generation()?;
         let masqueraded = masquerade_sets().filter(|_| pods.is_none());
         let seen = elements(&mut socket, port_sets().filter(|_| ports).chain(masqueraded))?;
         let (mut change, ended) = nat_sweep(&seen, |owner| owner == alias);
-        change.extend(unmasquerade(pods.unwrap_or_default()));
-        let done = socket.commit(&change);
+        let done = match pods {
+            Some(pods) => socket.commit(change.extend(unmasquerade(pods))),
+            // A subnet may stay in use only by what an ADD brings meanwhile.
+            None => {
+                change.extend(unused_subnets(&seen, |owner| owner == alias));
+                socket.commit_at(&change, Some(generation))
+            }
+        };
         // Where something is missing, others have changed it: what is left is found by looking.
         pods = pods.filter(|pods| pods.is_empty());
         done.map(|()| ended)
@@ -123,11 +131,11 @@ pub(crate) fn sweep(is_doomed: impl Fn(&str) -> bool) -> Result<Vec<Translated>,
     persist(|| {
         let generation = socket.generation()?;
         let Some(have) = socket.table(family, &table)? else { return Ok(Vec::new()) };
-        socket.commit_at(&mend(&have), Some(generation))?;
         let seen = have.sets.iter().map(|(name, set)| (name.clone(), set.elements.clone())).collect();
-        let (mut change, ended) = nat_sweep(&seen, &is_doomed);
-        change.extend(unused_subnets(&seen, &is_doomed));
-        socket.commit(&change).map(|()| ended)
+        let (doomed, ended) = nat_sweep(&seen, &is_doomed);
+        let mut change = mend(&have);
+        change.extend(doomed).extend(unused_subnets(&seen, &is_doomed));
+        socket.commit_at(&change, Some(generation)).map(|()| ended)
     })
 }
 

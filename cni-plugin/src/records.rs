@@ -107,6 +107,11 @@ impl Records {
         entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
     }
 
+    /// There is one record at most.
+    pub(crate) fn is_last(&self) -> bool {
+        fs::read_dir(&self.folder).into_iter().flatten().take(2).count() < 2
+    }
+
     /// Whether an attachment other than `who` may have `address`.
     pub(crate) fn claim(&self, address: IpAddr, who: &Attachment) -> bool {
         let others = self.names().into_iter().filter(|name| *name != who.record_name());
