@@ -46,9 +46,9 @@ pub(crate) fn del(call: &Call, network: &Network) -> Result<(), Error> {
     if traces.limits {
         shaping::del(call)?;
     }
-    if let Some(rules) = rules.transpose()?.flatten() {
+    if let Some(mut rules) = rules.transpose()?.flatten() {
         let pods = own_addresses(call, &traces, &records);
-        hostports::end(&nat::stop(rules, &call.who, pods.as_deref(), traces.host_ports)?)?;
+        hostports::end(&nat::stop(&mut rules, &call.who, pods.as_deref(), traces.host_ports)?)?;
     }
     // Only now: an address must not be given away while anything still goes with it.
     addresses::release(call, reservations.as_ref(), record.as_ref(), &records)?;

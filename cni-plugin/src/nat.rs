@@ -25,7 +25,7 @@ pub(crate) fn start<'a>(call: &'a Call, nat: &Nat<'_>, undo: &mut Undo<'a>) -> R
     }
     let mut socket = open()?;
     let pods = nat.masqueraded.is_empty().then_some(&[][..]);
-    let take_back = move || stop(open()?, &call.who, pods, true).map(drop);
+    let take_back = move || stop(&mut open()?, &call.who, pods, true).map(drop);
     undo.push(Step::Made(Box::new(take_back)));
     match set(&mut socket, nat)? {
         Err(_) if sweep::sweep(&Records::of(&call.network)?, true)? > 0 => set(&mut socket, nat)?,
@@ -76,19 +76,19 @@ fn answers(socket: &mut Socket, questions: Questions) -> Result<Elements, linux:
 /// through, and subnets without a masqueraded address go too. So are those of host ports where there may be
 /// `ports`.
 pub(crate) fn stop(
-    mut socket: Socket,
+    socket: &mut Socket,
     who: &Attachment,
     pods: Option<&[HostAddress]>,
     ports: bool,
 ) -> Result<Vec<Translated>, Error> {
     let (alias, mut pods) = (who.alias(), pods);
-    if is_without_tables(&mut socket) {
+    if is_without_tables(socket) {
         return Ok(Vec::new());
     }
     persist(|| {
         let generation = socket.generation()?;
         let masqueraded = masquerade_sets().filter(|_| pods.is_none());
-        let seen = elements(&mut socket, port_sets().filter(|_| ports).chain(masqueraded))?;
+        let seen = elements(socket, port_sets().filter(|_| ports).chain(masqueraded))?;
         let (mut change, ended) = nat_sweep(&seen, |owner| owner == alias);
         let done = match pods {
             Some(pods) => socket.commit(change.extend(unmasquerade(pods))),

@@ -32,8 +32,12 @@ fn wanted(call: &Call, outcome: &Outcome) -> Result<HostPorts, Error> {
 
 /// Whatever is there of this attachment goes, also where the runtime no longer says what it was.
 fn del(call: &Call) -> Result<(), Error> {
-    let Some(rules) = nat::open_if_there()? else { return Ok(()) };
-    hostports::end(&nat::stop(rules, &call.who, Some(&[]), true)?)
+    let Some(mut rules) = nat::open_if_there()? else { return Ok(()) };
+    let ended = nat::stop(&mut rules, &call.who, Some(&[]), true)?;
+    if !ended.is_empty() {
+        rules.close_detached();
+    }
+    hostports::end(&ended)
 }
 
 fn check(call: &Call) -> Result<(), Error> {

@@ -30,6 +30,7 @@ use crate::{
     Cause, Error,
     netlink::{Connection, Protocol, Request},
     netns::Netns,
+    sys,
 };
 
 /// What the kernel lacks where it does not know our messages.
@@ -116,6 +117,18 @@ impl Socket {
         });
         let found = found.map_err(|error| error.lacking(libc::EINVAL, NF_TABLES))?;
         found.first().copied().ok_or_else(|| request.failed(Cause::Garbled("no generation".to_owned())))
+    }
+}
+
+impl Socket {
+    /// Closes the connection at once. After a deletion the kernel makes whoever closes it last wait some 10 ms:
+    /// that is a child with nothing else open, left to whoever inherits it. To be called by a process that ends
+    /// soon.
+    pub fn close_detached(self) {
+        // Without the child it only takes longer.
+        let Ok((begin, end)) = std::io::pipe() else { return };
+        let _ = sys::fork_to_close(self.as_fd(), begin.as_fd());
+        drop((self, end));
     }
 }
 

@@ -53,14 +53,31 @@ fn last_errno() -> Errno {
 
 /// Forks a child that keeps nothing open but `socket`, `verdict` and `held`, sends `message` on `socket`,
 /// writes the error number of the answer (0 for none) to `verdict` as 4 bytes, and ends.
-///
-/// The child is in a session of its own, so that a signal to the caller's group passes it by.
 pub(crate) fn fork_to_send(
     socket: BorrowedFd<'_>,
     message: &[u8],
     verdict: BorrowedFd<'_>,
     held: Option<BorrowedFd<'_>>,
 ) -> Result<(), Errno> {
+    fork_detached([socket, verdict, held.unwrap_or(socket)], || {
+        let errno = send_and_wait(socket, message);
+        let _ = rustix::io::write(verdict, &errno.to_ne_bytes());
+    })
+}
+
+/// Forks a child that keeps nothing open but `held` until the other end of the pipe `begin` is closed: whatever the
+/// kernel waits for at the last closing, the child does.
+pub(crate) fn fork_to_close(held: BorrowedFd<'_>, begin: BorrowedFd<'_>) -> Result<(), Errno> {
+    fork_detached([held, begin, begin], || {
+        let _ = rustix::io::read(begin, &mut [0; 1]);
+    })
+}
+
+/// Forks a child that keeps nothing open but `kept`, does `work`, and ends. `work` must only make system calls on
+/// memory that is there already.
+///
+/// The child is in a session of its own, so that a signal to the caller's group passes it by.
+fn fork_detached(kept: [BorrowedFd<'_>; 3], work: impl FnOnce()) -> Result<(), Errno> {
     // JUSTIFICATION: neither std nor rustix forks.
     // SAFETY: the child only makes system calls on memory that is there already (it allocates nothing, takes
     // no lock, runs no destructor and never returns), so it is sound even if other threads exist.
@@ -71,9 +88,8 @@ pub(crate) fn fork_to_send(
             // SAFETY: it only ends the child.
             let exit = || unsafe { libc::_exit(0) };
             let _ = rustix::process::setsid();
-            close_all_but([socket, verdict, held.unwrap_or(socket)].map(|kept| kept.as_raw_fd()));
-            let errno = send_and_wait(socket, message);
-            let _ = rustix::io::write(verdict, &errno.to_ne_bytes());
+            close_all_but(kept.map(|kept| kept.as_raw_fd()));
+            work();
             exit()
         }
         _ => Ok(()),

@@ -53,6 +53,20 @@ fn a_port_of_one_address_and_of_any_are_rivals() -> Result<()> {
 }
 
 #[test]
+fn a_port_of_a_pod_that_died_without_a_word_is_free() -> Result<()> {
+    let Some(lab) = Lab::new("hostdead")? else { return Ok(()) };
+    let one = lab.add("one", &json!([tcp(8080)]))?;
+    let two = Lab::pod("two")?;
+    lab.try_add(&two, &json!([tcp(8080)])).error();
+    one.netns.cmd("ip link del eth0").ok()?;
+    lab.try_add(&two, &json!([tcp(8080)])).result();
+    expect(ask(&lab.outside, "192.0.2.1:8080"), "two", "192.0.2.9");
+    lab.del(&one, &json!([tcp(8080)]));
+    assert_eq!((Lab::elements_of("one")?, Lab::elements_of("two")?), (0, 6));
+    Ok(())
+}
+
+#[test]
 fn sixteen_at_once_have_one_winner() -> Result<()> {
     let Some(lab) = Lab::new("hostrace")? else { return Ok(()) };
     let pods: Vec<Netns> = (0..16).map(|_| Netns::new()).collect::<Result<_>>()?;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::Result;
-use serde_json::Value;
+use serde_json::{Value, json};
 use testkit::{Cmd, Netns, Random, bin};
 
 use crate::bed::{Bed, Who, call, command};
@@ -63,6 +63,11 @@ fn hammer(verb: &str, masquerade: bool, kills: u32) -> Result<()> {
     let mut random = Random::printed();
     let (pod, mut config) = (Netns::new()?, bed.flannel()?);
     config["delegate"]["ipMasq"] = masquerade.into();
+    if masquerade {
+        let ports = json!([{"hostPort": 8080, "containerPort": 80}, {"hostPort": 53, "containerPort": 53, "protocol": "udp"}]);
+        config["capabilities"] = json!({"portMappings": true});
+        config["runtimeConfig"] = json!({"portMappings": ports});
+    }
     let who = Who::new("c1", &pod);
     usual("ADD", &who, &config);
     usual("DEL", &who, &config);
@@ -106,11 +111,11 @@ fn del_killed_at_any_moment() -> Result<()> {
 }
 
 #[test]
-fn add_killed_while_it_masquerades() -> Result<()> {
+fn add_killed_while_it_sets_masquerading_and_host_ports() -> Result<()> {
     hammer("ADD", true, 60)
 }
 
 #[test]
-fn del_killed_while_it_ends_masquerading() -> Result<()> {
+fn del_killed_while_it_ends_masquerading_and_host_ports() -> Result<()> {
     hammer("DEL", true, 60)
 }
