@@ -149,7 +149,13 @@ fn ifb_of(host: &mut RouteSocket, call: &Call) -> Result<Option<Link>, Error> {
     let is_its = |link: &Link, alias: &str| {
         link.kind == ifb_kind() && link.alias.as_deref().is_none_or(|a| a.is_empty() || a == alias)
     };
-    for name in [call.who.ifb(), call.who.reference_ifb()] {
+    // The reference's name is the same for each interface of a container: the result tells whose it is.
+    let previous = call.network.previous().and_then(|value| Outcome::parse(value).ok());
+    let is_reported = |name: &str| {
+        previous.as_ref().is_none_or(|previous| previous.interfaces.iter().any(|i| i.name == name))
+    };
+    let theirs = Some(call.who.reference_ifb()).filter(|name| is_reported(name));
+    for name in [Some(call.who.ifb()), theirs].into_iter().flatten() {
         let found = host.link(&linkage::parse_name(&name)?).map_err(|e| kernel(&e))?;
         if let Some(ifb) = found.filter(|link| is_its(link, &call.who.alias())) {
             return Ok(Some(ifb));

@@ -294,6 +294,10 @@ fn what_the_reference_limited_is_ours_to_end_and_the_other_way_round() -> Result
         let config = with(&with(&chain.config, &old), &json!({"prevResult": before}));
         let result = call_of(adds, "ADD", &who, &config).result();
         assert_eq!((ifbs()?.len(), result["interfaces"].as_array().map(Vec::len)), (1, Some(3)));
+        // Another interface of the container, which is not limited: the reference's name would fit it.
+        let beside = Who { ifname: "eth1".into(), ..who.homeless() };
+        call_of(&chain.program, "DEL", &beside, &config).silent();
+        assert_eq!(ifbs()?.len(), 1);
         call_of(ends, "DEL", &who, &with(&config, &json!({"prevResult": result}))).silent();
         if ends == &theirs {
             // It knows no other name than its own.
