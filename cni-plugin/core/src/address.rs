@@ -288,6 +288,31 @@ mod tests {
         assert_eq!(check_sets(&[one.clone(), one]).unwrap_err().msg, "range set 0 overlaps with 1");
     }
 
+    #[test]
+    fn ranges_overlap_where_they_share_an_address() {
+        let range = |start: &str, end: &str| {
+            let text = json!([{"subnet": "10.1.2.0/24", "rangeStart": start, "rangeEnd": end}]);
+            set(&text).unwrap()
+        };
+        let middle = range("10.1.2.20", "10.1.2.30");
+        for (start, end, overlaps) in [
+            ("10.1.2.20", "10.1.2.30", true),
+            ("10.1.2.10", "10.1.2.20", true),
+            ("10.1.2.30", "10.1.2.40", true),
+            ("10.1.2.22", "10.1.2.24", true),
+            ("10.1.2.10", "10.1.2.40", true),
+            ("10.1.2.10", "10.1.2.19", false),
+            ("10.1.2.31", "10.1.2.40", false),
+        ] {
+            let other = range(start, end);
+            for sets in [[middle.clone(), other.clone()], [other, middle.clone()]] {
+                assert_eq!(check_sets(&sets).is_err(), overlaps, "{start} {end}");
+            }
+        }
+        let six = set(&json!([{"subnet": "fd00::/64"}])).unwrap();
+        assert!(check_sets(&[middle, six]).is_ok());
+    }
+
     proptest! {
         #[test]
         fn every_address_is_offered_once(start in 1_u32..200, length in 0_u32..50, last in 0_u32..256) {

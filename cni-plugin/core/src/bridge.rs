@@ -120,7 +120,18 @@ fn refuse_unsupported(network: &Network) -> Result<(), Error> {
     if keys.flag("macspoofchk")? {
         return Err(Error::unsupported("macspoofchk", "true"));
     }
-    Ok(())
+    check_backend(&keys, "ipMasqBackend")
+}
+
+/// Rules are nftables' whichever of its two names the key gives.
+///
+/// # Errors
+/// Code 2 for another name.
+pub(crate) fn check_backend(keys: &Keys<'_>, key: &str) -> Result<(), Error> {
+    match keys.filled(key)?.filter(|name| !["iptables", "nftables"].contains(name)) {
+        Some(other) => Err(Error::unsupported(key, &format!("{other:?}"))),
+        None => Ok(()),
+    }
 }
 
 /// The highest VLAN (IEEE 802.1Q).
@@ -185,6 +196,7 @@ mod tests {
             (json!({"vlan": 100}), "unsupported value for key \"vlan\": 100"),
             (json!({"vlanTrunk": [{"id": 7}]}), "unsupported value for key \"vlanTrunk\": [{\"id\":7}, ...]"),
             (json!({"macspoofchk": true}), "unsupported value for key \"macspoofchk\": true"),
+            (json!({"ipMasqBackend": "x"}), "unsupported value for key \"ipMasqBackend\": \"x\""),
         ] {
             assert_eq!(parse(document, "").unwrap_err(), (Code::UnsupportedField, text.into()));
         }
@@ -193,10 +205,23 @@ mod tests {
             (json!({"maxID": 10}), "missing trunk parameter minID"),
             (json!({"minID": 12, "maxID": 10}), "minID 12 is greater than maxID 10"),
             (json!({"id": 4095}), "incorrect trunk id parameter 4095: it must be 1 to 4094"),
+            (json!({"minID": 0, "maxID": 7}), "incorrect trunk minID parameter 0: it must be 1 to 4094"),
+            (
+                json!({"minID": 1, "maxID": 4095}),
+                "incorrect trunk maxID parameter 4095: it must be 1 to 4094",
+            ),
         ] {
             let error = parse(json!({"vlanTrunk": [trunk]}), "").unwrap_err();
             assert_eq!(error, (Code::InvalidConfig, text.into()));
         }
+        for trunk in [json!({"id": -1}), json!({"minID": -1, "maxID": 7}), json!({"minID": 1, "maxID": -7})] {
+            assert_eq!(parse(json!({"vlanTrunk": [trunk]}), "").unwrap_err().0, Code::Decode, "{trunk}");
+        }
+        let range = json!([{"minID": 10, "maxID": 20, "id": 7}]);
+        assert_eq!(parse(json!({"vlanTrunk": range}), "").unwrap_err().0, Code::UnsupportedField);
+        assert!(
+            ["iptables", "nftables"].iter().all(|name| parse(json!({"ipMasqBackend": name}), "").is_ok())
+        );
         assert_eq!(parse(json!({"vlan": 4095}), "").unwrap_err().0, Code::InvalidConfig);
         let down = json!({"disableContainerInterface": true});
         assert!(parse(down, "").unwrap().container_down);

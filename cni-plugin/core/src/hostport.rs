@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::{
     Code, Error, Network,
+    bridge::check_backend,
     hostport_class::Class,
     json::{Keys, wrong},
 };
@@ -68,9 +69,7 @@ impl PortMappings {
     /// Code 2 for what nftables has no way to do, naming key and value; 6 and 7 for mistakes.
     pub fn parse(network: &Network) -> Result<Self, Error> {
         let keys = network.keys();
-        if let Some(backend) = keys.filled("backend")?.filter(|b| !["iptables", "nftables"].contains(b)) {
-            return Err(Error::unsupported("backend", &format!("{backend:?}")));
-        }
+        check_backend(&keys, "backend")?;
         if let Some(chain) = keys.filled("externalSetMarkChain")? {
             return Err(Error::unsupported("externalSetMarkChain", &format!("{chain:?}")));
         }

@@ -46,6 +46,22 @@ fn the_containers_ethernet_address_comes_by_every_way() -> Result<()> {
 }
 
 #[test]
+fn udev_finds_addresses_set_and_pods_hear_no_routers() -> Result<()> {
+    let Some(bed) = Bed::new("assigned")? else { return Ok(()) };
+    let pod = Netns::new()?;
+    let veth =
+        call("ADD", &Who::new("c1", &pod), &bed.bridge()).result()["interfaces"][1]["name"].to_string();
+    for (ns, name) in [(&bed.host, "br0"), (&bed.host, veth.trim_matches('"')), (&pod, "eth0")] {
+        let script = format!("mount -t sysfs none /sys && cat /sys/class/net/{name}/addr_assign_type");
+        let show = ns.cmd("unshare -m --propagation private sh -c").arg(script);
+        // NET_ADDR_SET: udev and systemd leave such an address alone.
+        assert_eq!(show.ok()?.stdout.trim(), "3", "{name}");
+    }
+    assert_eq!(pod.cmd("sysctl -n net.ipv6.conf.eth0.accept_ra").ok()?.stdout.trim(), "0");
+    Ok(())
+}
+
+#[test]
 fn isolated_ports_reach_the_gateway_and_not_each_other() -> Result<()> {
     let Some(bed) = Bed::new("isolated")? else { return Ok(()) };
     let pods = [Netns::new()?, Netns::new()?, Netns::new()?];
