@@ -20,7 +20,7 @@ use crate::{
     reservations::Wish,
     scratch::{self, Scratch},
     shaping, sweep,
-    undo::{Step, Undo},
+    undo::Undo,
 };
 
 /// Attaches to the bridge network `network`, which is the one of `call` or what that delegated, and returns the
@@ -51,7 +51,7 @@ pub(crate) fn add(call: &Call, network: &Network, pod_networks: &[Subnet]) -> Re
     record.note(&traces)?;
     if let Some(path) = scratch {
         Scratch::write(&path, network, &call.who)?;
-        undo.push(Step::Made(Box::new(move || scratch::remove(&path))));
+        undo.push(move || scratch::remove(&path));
     }
     let leased = match (bridge.ipam.as_ref().zip(reservations.as_ref()), &bridge.foreign_ipam) {
         (Some((ipam, reservations)), _) => {

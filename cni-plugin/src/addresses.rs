@@ -14,7 +14,7 @@ use crate::{
     records::{Held, Records},
     reservations::{Reservations, Wish},
     sweep,
-    undo::{self, Step, Undo},
+    undo::{self, Undo},
 };
 
 /// One address of each set, with what the configuration says beside.
@@ -34,7 +34,7 @@ pub(crate) fn lease<'a>(
     };
     let addresses: Vec<IpAddr> = chosen.iter().map(|chosen| chosen.address).collect();
     let release = move || reservations.release(wish.who, &addresses, undo::PATIENCE);
-    undo.push(Step::Made(Box::new(release)));
+    undo.push(release);
     Ok(Leased { addresses: chosen, routes: ipam.routes.clone(), dns })
 }
 
@@ -45,7 +45,7 @@ pub(crate) fn lease_from<'a>(
     undo: &mut Undo<'a>,
 ) -> Result<Leased, Error> {
     // It may have done half of it even where it failed.
-    undo.push(Step::Made(Box::new(|| foreign::run(kind, "DEL", network).map(drop))));
+    undo.push(|| foreign::run(kind, "DEL", network).map(drop));
     Leased::from_result(Outcome::of_text(&foreign::run(kind, "ADD", network)?)?)
 }
 

@@ -61,7 +61,7 @@ impl HostPorts {
         if datagrams.is_empty() {
             return Ok(());
         }
-        redirect(&datagrams).map_err(|e| kernel(&e))
+        tolerable(redirect(&datagrams))
     }
 }
 
@@ -134,7 +134,15 @@ pub(crate) fn end(ended: &[Translated]) -> Result<(), Error> {
         }
         Ok(())
     });
-    done.map_err(|e| kernel(&e))
+    tolerable(done)
+}
+
+/// A kernel that doesn't tell of its flows can't be made to forget one.
+fn tolerable(done: Result<(), linux::Error>) -> Result<(), Error> {
+    match done {
+        Err(e) if e.is_unsupported() => Ok(()),
+        done => done.map_err(|e| kernel(&e)),
+    }
 }
 
 /// What belongs to an attachment whose alias is doomed goes, with its masquerading.

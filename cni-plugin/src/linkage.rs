@@ -13,10 +13,7 @@ use linux::{
 };
 use netmodel::IfName;
 
-use crate::{
-    failure::kernel,
-    undo::{Step, Undo},
-};
+use crate::{failure::kernel, undo::Undo};
 
 /// The host's side of one attachment.
 pub(crate) struct Host<'a> {
@@ -151,7 +148,7 @@ impl Host<'_> {
             .add_veth(&veth)
             .map_err(|e| if e.is_exists() { taken(&who.ifname, &name) } else { kernel(&e) })?;
         let near = (indexes.near, name.clone());
-        undo.push(Step::Made(Box::new(move || unlink(near.0, &near.1))));
+        undo.push(move || unlink(near.0, &near.1));
         let alias = who.alias();
         let change = Change { alias: Some(&alias), ..Change::default() };
         let mut requests = vec![link::change(indexes.near, &name, &change)];

@@ -7,13 +7,7 @@ use cni_core::{
 use linux::{Retry, nft::Socket};
 use ruleset::{Name, SetSpec, Transaction};
 
-use crate::{
-    failure::kernel,
-    networks::Call,
-    records::Records,
-    sweep,
-    undo::{Step, Undo},
-};
+use crate::{failure::kernel, networks::Call, records::Records, sweep, undo::Undo};
 
 /// How often a step is begun again because others changed the rules meanwhile.
 const ATTEMPTS: usize = 200;
@@ -26,7 +20,7 @@ pub(crate) fn start<'a>(call: &'a Call, nat: &Nat<'_>, undo: &mut Undo<'a>) -> R
     let mut socket = open()?;
     let pods = nat.masqueraded.is_empty().then_some(&[][..]);
     let take_back = move || stop(&mut open()?, &call.who, pods, true).map(drop);
-    undo.push(Step::Made(Box::new(take_back)));
+    undo.push(take_back);
     match set(&mut socket, nat)? {
         Err(_) if sweep::sweep(&Records::of(&call.network)?, true)? > 0 => set(&mut socket, nat)?,
         done => done,
@@ -130,10 +124,13 @@ pub(crate) fn sweep(is_doomed: impl Fn(&str) -> bool) -> Result<Vec<Translated>,
     }
     persist(|| {
         let generation = socket.generation()?;
-        let Some(have) = socket.table(family, &table)? else { return Ok(Vec::new()) };
-        let seen = have.sets.iter().map(|(name, set)| (name.clone(), set.elements.clone())).collect();
+        let mut have = socket.table(family, &table)?;
+        let mut change = have.as_ref().map_or_else(|| Transaction::new(family, &table), mend);
+        // Where that can't be foretold, the kernel refuses it as well.
+        let _ = ruleset::apply(&mut have, &change);
+        let sets = have.into_iter().flat_map(|have| have.sets);
+        let seen = sets.map(|(name, set)| (name, set.elements)).collect();
         let (doomed, ended) = nat_sweep(&seen, &is_doomed);
-        let mut change = mend(&have);
         change.extend(doomed).extend(unused_subnets(&seen, &is_doomed));
         socket.commit_at(&change, Some(generation)).map(|()| ended)
     })

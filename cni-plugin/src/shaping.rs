@@ -12,14 +12,7 @@ use linux::{
     traffic::{self, Qdisc, TokenBucket},
 };
 
-use crate::{
-    check::host_end,
-    failure::kernel,
-    gc, linkage,
-    networks::Call,
-    pod,
-    undo::{Step, Undo},
-};
+use crate::{check::host_end, failure::kernel, gc, linkage, networks::Call, pod, undo::Undo};
 
 /// What the configuration asks for is set on the host's end, which `outcome` names; the ifb device is added
 /// to it.
@@ -36,7 +29,7 @@ pub(crate) fn add(call: &Call, outcome: &mut Outcome, undo: &mut Undo<'_>) -> Re
         let ifb = host.add_ifb(&Ifb { name: &name, mtu: near.mtu }).map_err(|e| kernel(&e))?;
         let (index, alias) = (ifb.index, call.who.alias());
         let made = ifb.clone();
-        undo.push(Step::Made(Box::new(move || delete(&made))));
+        undo.push(move || delete(&made));
         let change = Change { alias: Some(&alias), up: Some(true), ..Change::default() };
         steps.extend([
             (bucket(limit, &near).add(index, &name), None),
@@ -58,7 +51,7 @@ pub(crate) fn add(call: &Call, outcome: &mut Outcome, undo: &mut Undo<'_>) -> Re
     // Not what was there before.
     let done = reverse.into_iter().zip(&results).filter(|(_, result)| result.is_ok());
     let reverse: Vec<Request> = done.filter_map(|(request, _)| request).collect();
-    undo.push(Step::Made(Box::new(move || take_back(&reverse))));
+    undo.push(move || take_back(&reverse));
     results.into_iter().collect::<Result<(), _>>().map_err(|e| kernel(&e))
 }
 

@@ -23,7 +23,7 @@ use crate::{
     networks::Call,
     plugin::{Plugin, nothing_to_do},
     pod,
-    undo::{Step, Undo},
+    undo::Undo,
 };
 
 /// The plugin `tuning`.
@@ -75,10 +75,10 @@ fn set_sysctls(netns: &Rc<Netns>, wanted: &[Sysctl], undo: &mut Undo<'_>) -> Res
         })
     });
     let netns = Rc::clone(netns);
-    undo.push(Step::Made(Box::new(move || {
+    undo.push(move || {
         let back = || before.iter().rev().try_for_each(|(path, value)| sysctl::write(&parts(path), value));
         netns.enter(back).and_then(|done| done).map_err(|e| kernel(&e))
-    })));
+    });
     done.and_then(|done| done).map_err(|e| kernel(&e))
 }
 
@@ -101,15 +101,15 @@ fn set_link(call: &Call, netns: &Rc<Netns>, wanted: &Tuning, undo: &mut Undo<'_>
     // What an earlier ADD found is older than what this one finds.
     if !path.exists() {
         keep(&path, &before)?;
-        undo.push(Step::Made(Box::new(move || failure::absent_is_done(&path, fs::remove_file(&path)))));
+        undo.push(move || failure::absent_is_done(&path, fs::remove_file(&path)));
     }
     // The request may be carried out in part.
     let (netns, name, index) = (Rc::clone(netns), link.name.clone(), link.index);
-    undo.push(Step::Made(Box::new(move || {
+    undo.push(move || {
         let again =
             |mut socket: RouteSocket| socket.request(&link::change(index, &name, &as_before(&before)));
         RouteSocket::open_in(&netns).and_then(again).map_err(|e| kernel(&e))
-    })));
+    });
     let change = Change {
         mac: wanted.mac,
         mtu: wanted.mtu,

@@ -9,17 +9,14 @@ use crate::records::Held;
 /// How long undoing waits for others: with what ADD waited before, less than runtimes wait for ADD.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 
-/// A step that was done.
-pub(crate) enum Step<'a> {
-    /// Something, with what takes it back.
-    Made(Box<dyn FnOnce() -> Result<(), Error> + 'a>),
-}
+/// What takes a step back.
+type TakeBack<'a> = Box<dyn FnOnce() -> Result<(), Error> + 'a>;
 
 /// The steps done so far, taken back newest first when this value goes, unless they are kept; then the record
 /// goes too. If one can't be taken back, the record stays, so that DEL finds what is left.
 pub(crate) struct Undo<'a> {
     record: Option<&'a Held>,
-    steps: Vec<Step<'a>>,
+    steps: Vec<TakeBack<'a>>,
 }
 
 impl<'a> Undo<'a> {
@@ -27,8 +24,9 @@ impl<'a> Undo<'a> {
         Self { record, steps: Vec::new() }
     }
 
-    pub(crate) fn push(&mut self, step: Step<'a>) {
-        self.steps.push(step);
+    /// A step is done, or begun, which `take_back` undoes.
+    pub(crate) fn push(&mut self, take_back: impl FnOnce() -> Result<(), Error> + 'a) {
+        self.steps.push(Box::new(take_back));
     }
 
     /// The attachment is complete.
@@ -48,8 +46,7 @@ impl Drop for Undo<'_> {
                 eprintln!("failed to undo: {error}");
             }
         };
-        while let Some(step) = self.steps.pop() {
-            let Step::Made(take_back) = step;
+        while let Some(take_back) = self.steps.pop() {
             tell(take_back());
         }
         if let Some(record) = self.record.filter(|_| !failed) {
