@@ -110,8 +110,7 @@ impl Found {
 /// another plugin made it.
 fn find(call: &Call, host: &mut RouteSocket) -> Result<Option<Found>, Error> {
     let who = &call.who;
-    let near = host.link(&linkage::host_name(who)?).map_err(|e| kernel(&e))?;
-    if let Some(end) = near.filter(|link| link.kind == Kind::Veth && is_ours(link, who)) {
+    if let Some(end) = linkage::host_end(host, who)? {
         return Ok(Some(Found { end, netns: None }));
     }
     let Some(netns) = pod::open_if_there(call) else { return Ok(None) };
@@ -123,11 +122,6 @@ fn find(call: &Call, host: &mut RouteSocket) -> Result<Option<Found>, Error> {
 fn container_end(who: &Attachment, netns: &Netns) -> Option<Link> {
     let link = RouteSocket::open_in(netns).ok()?.link(&who.ifname).ok()??;
     (link.kind == Kind::Veth).then_some(link)
-}
-
-/// The host's end carries our mark for `who`, or, if ADD was killed in between, none yet.
-fn is_ours(link: &Link, who: &Attachment) -> bool {
-    link.alias.as_deref().is_none_or(|alias| alias.is_empty() || alias == who.alias())
 }
 
 /// The container's end belongs to another attachment of ours, such as one whose name was in the

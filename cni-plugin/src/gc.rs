@@ -9,7 +9,7 @@ use linux::{
 use crate::{
     addresses,
     failure::kernel,
-    foreign, hostports,
+    foreign, hostports, linkage,
     records::{Records, own_namespace},
     shaping, sweep,
 };
@@ -52,8 +52,14 @@ pub(crate) fn sweep_records(network: &Network, valid: &[Attachment]) -> Result<(
     let here = own_namespace();
     let clear_one = |name: &String| -> Result<(), Error> {
         let Some(held) = records.find_idle(name)? else { return Ok(()) };
-        let is_elsewhere = held.before.host.as_ref().is_some_and(|host| *host != here);
-        if is_elsewhere { Ok(()) } else { sweep::clear(&records, &[held]) }
+        if held.before.host.as_ref().is_some_and(|host| *host != here) {
+            return Ok(());
+        }
+        // One without an alias: ADD was killed before it got one.
+        let mut socket = RouteSocket::open().map_err(|e| kernel(&e))?;
+        let link = held.who.as_ref().map_or(Ok(None), |who| linkage::host_end(&mut socket, who))?;
+        link.map_or(Ok(()), |link| linkage::unlink(link.index, &link.name))?;
+        sweep::clear(&records, &[held])
     };
     let names = records.names();
     let cleared: Vec<_> = names.iter().filter(|name| !kept.contains(name)).map(clear_one).collect();

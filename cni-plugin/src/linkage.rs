@@ -76,7 +76,7 @@ impl Host<'_> {
         }
         let name = &self.bridge.bridge;
         let wanted = &self.plan.gateways;
-        let changes = plan_gateways(&mut self.socket, (self.bridge, device), wanted, self.is_owned)?;
+        let changes = plan_gateways(&mut self.socket, self.bridge, device, wanted, self.is_owned)?;
         if !changes.is_empty() {
             if self.plan.gateways.iter().any(|gateway| gateway.address.is_ipv6()) {
                 // Switched off for new interfaces on many hosts; where it can't be set, the address fails.
@@ -175,7 +175,8 @@ impl Host<'_> {
 /// See [`gateway_changes`].
 pub(crate) fn plan_gateways(
     socket: &mut RouteSocket,
-    (bridge, device): (&Bridge, &Link),
+    bridge: &Bridge,
+    device: &Link,
     wanted: &[HostAddress],
     is_owned: bool,
 ) -> Result<Vec<GatewayChange>, Error> {
@@ -194,7 +195,7 @@ pub(crate) fn plan_gateways(
 }
 
 /// Deletes an interface of the host; absent is done.
-fn unlink(index: u32, name: &IfName) -> Result<(), Error> {
+pub(crate) fn unlink(index: u32, name: &IfName) -> Result<(), Error> {
     match RouteSocket::open().and_then(|mut socket| socket.request(&link::delete(index, name))) {
         Err(e) if !e.is_not_found() => Err(kernel(&e)),
         _ => Ok(()),
@@ -219,6 +220,14 @@ pub(crate) fn host_name(who: &Attachment) -> Result<IfName, Error> {
 /// A name that was made, not asked for.
 pub(crate) fn parse_name(name: &str) -> Result<IfName, Error> {
     name.parse().map_err(|e: netmodel::BadIfName| Error::new(Code::Internal, e.to_string()))
+}
+
+/// The host's end of `who`: it carries our mark for it, or, if ADD was killed in between, none yet.
+pub(crate) fn host_end(host: &mut RouteSocket, who: &Attachment) -> Result<Option<Link>, Error> {
+    let is_ours =
+        |link: &Link| link.alias.as_deref().is_none_or(|alias| alias.is_empty() || alias == who.alias());
+    let near = host.link(&host_name(who)?).map_err(|e| kernel(&e))?;
+    Ok(near.filter(|link| link.kind == Kind::Veth && is_ours(link)))
 }
 
 /// The reference's words for a name that is in use already.

@@ -5,7 +5,7 @@
 //! What it sends comes in there, where nothing can wait: it is redirected to an ifb device, and waits in the
 //! bucket of that.
 
-use cni_core::{Bucket, Code, Error, Interface, Limit, Limits, Outcome};
+use cni_core::{Attachment, Bucket, Code, Error, Interface, Limit, Limits, Outcome};
 use linux::{
     link::{self, Change, Ifb, Kind, Link},
     netlink::{Request, RouteSocket},
@@ -62,6 +62,16 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
         Some(ifb) => delete(&ifb),
         None => Ok(()),
     }
+}
+
+/// The ifb device of `who` goes, also one that has no alias yet because ADD was killed.
+pub(crate) fn end(who: &Attachment) -> Result<(), Error> {
+    let mut host = RouteSocket::open().map_err(|e| kernel(&e))?;
+    let found = host.link(&linkage::parse_name(&who.ifb())?).map_err(|e| kernel(&e))?;
+    let is_its = |link: &Link| {
+        link.kind == ifb_kind() && link.alias.as_deref().is_none_or(|a| a.is_empty() || a == who.alias())
+    };
+    found.filter(is_its).map_or(Ok(()), |ifb| delete(&ifb))
 }
 
 /// The same where the host's end stays: it is no longer limited.

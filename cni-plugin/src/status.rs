@@ -26,6 +26,6 @@ fn bridge_is_free(bridge: &Bridge, ipam: &Ipam) -> Result<(), Error> {
     let ranges = ipam.sets.iter().filter_map(|set| set.0.first());
     let gateways: Vec<HostAddress> =
         ranges.map(|range| HostAddress { address: range.gateway, prefix: range.subnet.prefix() }).collect();
-    let planned = linkage::plan_gateways(&mut socket, (bridge, &device), &gateways, true);
+    let planned = linkage::plan_gateways(&mut socket, bridge, &device, &gateways, true);
     planned.map(drop).map_err(|error| Error { code: Code::Degraded, ..error })
 }

@@ -96,10 +96,11 @@ pub(crate) fn clear(records: &Records, dead: &[Held]) -> Result<(), Error> {
     if any(|held| held.before.masqueraded || held.before.host_ports) {
         hostports::sweep(is_dead)?;
     }
-    if any(|held| held.before.limits) {
-        shaping::sweep(&is_dead)?;
-    }
     for held in dead {
+        // By its name: ADD may have been killed before the device got its alias.
+        if let Some(who) = held.who.as_ref().filter(|_| held.before.limits || !held.before.whole) {
+            shaping::end(who)?;
+        }
         if let Some((who, folder)) = held.who.as_ref().zip(held.before.folder.as_ref()) {
             let addresses: Vec<_> = held.before.pods().iter().map(|pod| pod.address).collect();
             Reservations::of(PathBuf::from(folder), records).release(who, &addresses, lock::patience())?;

@@ -65,6 +65,9 @@ impl Bridge {
             let msg = "cannot use IPAM when DisableContainerInterface flag is set";
             return Err(Error::new(Code::InvalidConfig, msg));
         }
+        if let Some(other) = keys.filled("ipMasqBackend")?.filter(|b| !["iptables", "nftables"].contains(b)) {
+            return Err(Error::unsupported("ipMasqBackend", &format!("{other:?}")));
+        }
         let mtu = keys.number("mtu")?.filter(|mtu| *mtu != 0).map(Mtu::try_from).transpose();
         let is_default_gateway = keys.flag("isDefaultGateway")?;
         Ok(Self {
@@ -195,6 +198,7 @@ mod tests {
         for (document, text) in [
             (json!({"vlan": 100}), "unsupported value for key \"vlan\": 100"),
             (json!({"vlanTrunk": [{"id": 7}]}), "unsupported value for key \"vlanTrunk\": [{\"id\":7}, ...]"),
+            (json!({"ipMasqBackend": "x"}), "unsupported value for key \"ipMasqBackend\": \"x\""),
             (json!({"macspoofchk": true}), "unsupported value for key \"macspoofchk\": true"),
             (json!({"ipMasqBackend": "x"}), "unsupported value for key \"ipMasqBackend\": \"x\""),
         ] {

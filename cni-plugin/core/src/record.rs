@@ -92,7 +92,11 @@ impl Record {
         for line in text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')) {
             match line.split_once(' ').unwrap_or((line, "")) {
                 ("host", namespace) => record.host = Some(namespace.to_owned()),
-                ("folder", path) if path.starts_with('/') => record.folder = Some(path.to_owned()),
+                // Another ADD, which has released what the earlier one had elsewhere.
+                ("folder", path) if path.starts_with('/') => {
+                    let earlier = record.folder.replace(path.to_owned());
+                    record.addresses.retain(|_| earlier.as_deref() == Some(path));
+                }
                 ("scratch", path) if path.starts_with('/') => record.scratch = Some(path.to_owned()),
                 ("address", rest) => record.addresses.extend(numbered(rest)),
                 ("masquerade", "") => record.masqueraded = true,
@@ -190,6 +194,8 @@ mod tests {
         assert_eq!(record.folder.as_deref(), Some("/var/lib/cni/networks/a b"));
         assert_eq!(record.pods(), [pod("10.1.0.2"), pod("fd00::2")]);
         assert_eq!(Attachment::in_record("n", text.as_bytes()), Some(who("c1", "eth0")));
+        let moved = format!("{text}folder /elsewhere\naddress 0 10.9.0.2/24\n");
+        assert_eq!(Record::parse(moved.as_bytes()).pods(), [pod("10.9.0.2")]);
         let cut = format!("{begun}address 0 10.1.0.2/2");
         assert!(Record::parse(cut.as_bytes()).addresses.is_empty());
         for garbage in ["", "\0\0", "{}", "address 0 x/1\nfolder relative\naddress\n"] {

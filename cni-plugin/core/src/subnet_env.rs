@@ -168,6 +168,7 @@ mod tests {
             ),
             ("FLANNEL_MTU=7", "failed to read FLANNEL_MTU in /run/flannel/subnet.env: 7 is not an MTU"),
             ("FLANNEL_SUBNET=10.0.0.1", "\"10.0.0.1\" is not a subnet"),
+            ("FLANNEL_SUBNET=10.0.0.1/+24", "\"10.0.0.1/+24\" is not a subnet"),
             ("FLANNEL_IPMASQ=maybe", "\"maybe\" is neither true nor false"),
         ] {
             let (code, text) = parse(&format!("{FULL}{line}\n")).unwrap_err();
