@@ -61,8 +61,11 @@ impl Host<'_> {
             // Of several first calls one makes it.
             _ => {}
         }
-        // A kernel without IPv6 has no such setting.
-        let _ = sysctl::write(&["net", "ipv6", "conf", name.as_str(), "accept_ra"], "0");
+        // No routers are to be heard here, and an address made of the bridge's own MAC needs no second's doubt, in
+        // which no pod could be asked for over IPv6. A kernel without IPv6 has no such settings.
+        for setting in ["accept_ra", "accept_dad"] {
+            let _ = sysctl::write(&["net", "ipv6", "conf", name.as_str(), setting], "0");
+        }
         let made = self.socket.link(name).map_err(|e| kernel(&e))?;
         made.ok_or_else(|| {
             Error::new(Code::Internal, format!("bridge {name} vanished while it was being set up"))

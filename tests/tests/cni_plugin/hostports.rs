@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use testkit::{Cmd, Netns, Process};
 
 use crate::{
-    bed::{call, with},
+    bed::{call, call_of, with},
     hostports_lab::{Caller, Lab, ask, ask_udp, asking, expect, is_silent, tcp, udp},
 };
 
@@ -239,4 +239,33 @@ fn portmap_serves_a_chain_of_other_plugins() -> Result<()> {
     call("DEL", &pod.who, &bridge).silent();
     assert_eq!(listed("web")?, 0);
     Netns::new().map(drop)
+}
+
+#[test]
+fn portmap_serves_the_references_bridge() -> Result<()> {
+    let bridge = std::path::Path::new("/usr/lib/cni/bridge");
+    if testkit::require_or_skip("the reference's bridge", bridge.metadata().map_err(Into::into)).is_none() {
+        return Ok(());
+    }
+    let Some(lab) = Lab::new("hostref")? else { return Ok(()) };
+    let pod = Lab::pod("web")?;
+    let config = with(&crate::masquerade::config(&lab.bed), &json!({"cniVersion": "1.0.0", "ipMasq": false}));
+    let previous = call_of(bridge, "ADD", &pod.who, &config).result();
+    let portmap = json!({"cniVersion": "1.0.0", "name": "net", "type": "portmap", "prevResult": previous});
+    let asked = asking(&portmap, &json!([tcp(8080), udp(8080)]));
+    call("ADD", &pod.who, &asked).result();
+    call("CHECK", &pod.who, &asked).silent();
+    for ask in [ask, ask_udp] {
+        expect(ask(&lab.outside, "192.0.2.1:8080"), "web", "192.0.2.9");
+        expect(ask(&lab.outside, "[2001:db8::1]:8080"), "web", "2001:db8::9");
+        expect(ask(&lab.bed.host, "127.0.0.1:8080"), "web", "10.99.0.1");
+        expect(ask(&pod.netns, "192.0.2.1:8080"), "web", "10.99.0.1");
+    }
+    // Without our record and our mark on a link nobody takes this pod for dead.
+    let other = Lab::pod("other")?;
+    assert!(lab.try_add(&other, &json!([tcp(8080)])).error().1.contains("taken by container web"));
+    call("DEL", &pod.who, &asked).silent();
+    assert!(is_silent(&lab.outside, "192.0.2.1:8080")?);
+    call_of(bridge, "DEL", &pod.who, &config).silent();
+    Ok(())
 }

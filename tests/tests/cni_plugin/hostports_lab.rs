@@ -40,6 +40,7 @@ impl Lab {
         // Otherwise IPv6 waits a second for interfaces to be sure of their own addresses.
         Cmd::new("sysctl -qw net.ipv6.conf.default.accept_dad=0").ok()?;
         let outside = masquerade::outside(&bed)?;
+        Cmd::new("sysctl -qw net.ipv6.conf.default.accept_dad=1").ok()?;
         Cmd::new("ip addr add 192.0.2.2/24 dev out0").ok()?;
         Ok(Some(Self { bed, outside }))
     }
