@@ -84,16 +84,20 @@ pub(crate) fn rules() -> impl Iterator<Item = Rule> {
     BOTH.into_iter().flat_map(Words::rules)
 }
 
+/// The subnet of an address; an address that is all of its subnet has no neighbour.
+fn subnet_of(pod: &HostAddress) -> Option<Subnet> {
+    Subnet::containing(pod.address, pod.prefix).ok().filter(|subnet| subnet.address() != subnet.last())
+}
+
 /// The elements of `pods`: the subnets' belong to nobody.
 pub(crate) fn entries(pods: &[HostAddress], whose: &str) -> impl Iterator<Item = Entry> {
-    pods.iter().flat_map(move |pod| {
+    pods.iter().enumerate().flat_map(move |(number, pod)| {
         let words = Words::of(pod.address);
         let address = Key::One(pod.address.into());
         let masqueraded = Element::default().comment(whose);
         let one = Entry { set: words.pods, spec: words.pods_spec(), key: address, element: masqueraded };
-        // An address that is all of its subnet has no neighbour.
-        let subnet = Subnet::containing(pod.address, pod.prefix).ok().filter(|s| s.address() != s.last());
-        let own = subnet.map(|subnet| {
+        let earlier = |subnet: &Subnet| pods.iter().take(number).any(|pod| subnet_of(pod) == Some(*subnet));
+        let own = subnet_of(pod).filter(|subnet| !earlier(subnet)).map(|subnet| {
             let twice = |address: IpAddr| Value::concat([Value::from(address), Value::from(address)]);
             let key = Key::range(twice(subnet.address()), twice(subnet.last()));
             Entry { set: words.own, spec: words.own_spec(), key, element: Element::default() }
@@ -112,10 +116,10 @@ pub(crate) fn pods_of(own: &str) -> &'static str {
     if own == FOUR.own { FOUR.pods } else { SIX.pods }
 }
 
-/// `address` lies in the subnet that `own` is the key of.
-pub(crate) fn holds(own: &Key, address: &Key) -> bool {
-    let address = address.first().as_bytes();
-    let (first, last) = (own.first().as_bytes(), own.last().as_bytes());
-    first.get(..address.len()).is_some_and(|first| first <= address)
-        && last.get(..address.len()).is_some_and(|last| address <= last)
+/// All of `inner`, an address or the key of a subnet, lies in the subnet that `own` is the key of.
+pub(crate) fn holds(own: &Key, inner: &Key) -> bool {
+    // Both halves of a subnet's key are the same.
+    let length = own.first().as_bytes().len() / 2;
+    let half = |value: &Value| value.as_bytes().get(..length).map(<[u8]>::to_vec);
+    half(own.first()) <= half(inner.first()) && half(inner.last()) <= half(own.last())
 }

@@ -48,6 +48,22 @@ pub(crate) struct Entry {
     pub(crate) element: Element,
 }
 
+impl Entry {
+    /// Where that element is, this one need not be: it is the same, or its subnet lies in that one, which the
+    /// kernel would not take beside it.
+    fn is_served_by(&self, key: &Key, element: &Element) -> bool {
+        if masquerade::is_of_subnets(self.set) {
+            return masquerade::holds(key, &self.key);
+        }
+        (key, element) == (&self.key, &self.element)
+    }
+
+    /// An element with that key has to go for this one.
+    fn replaces(&self, key: &Key) -> bool {
+        *key == self.key || (masquerade::is_of_subnets(self.set) && masquerade::holds(&self.key, key))
+    }
+}
+
 /// Rules by their chains.
 pub type Rules = BTreeMap<Name, Vec<ObservedRule>>;
 
@@ -182,14 +198,15 @@ impl Nat<'_> {
         }
         let (family, name) = nat_table();
         let mut change = Transaction::new(family, name);
-        for Entry { set, spec, key, element } in self.entries() {
-            let set = Name::from(set);
-            let there = seen.get(&set).and_then(|set| set.get(&key));
-            if there == Some(&element) {
+        for entry in self.entries() {
+            let set = Name::from(entry.set);
+            let there = || seen.get(&set).into_iter().flatten();
+            if there().any(|(key, element)| entry.is_served_by(key, element)) {
                 continue;
             }
-            change.delete_elements(&set, &spec, there.map(|_| key.clone()));
-            change.add_elements(&set, &spec, [(key, element)]);
+            let replaced = there().map(|(key, _)| key).filter(|key| entry.replaces(key));
+            change.delete_elements(&set, &entry.spec, replaced.cloned());
+            change.add_elements(&set, &entry.spec, [(entry.key, entry.element)]);
         }
         Ok(change)
     }
@@ -202,9 +219,16 @@ impl Nat<'_> {
     pub fn repair(&self, have: Option<&Observed>) -> Result<Transaction, Taken> {
         let mut want = self.wanted(have);
         let seen = want.sets.iter().map(|(name, set)| (name.clone(), set.elements.clone())).collect();
-        self.change(&seen)?;
-        for Entry { set, key, element, .. } in self.entries() {
-            want.element(&set.into(), key, element);
+        for change in self.change(&seen)?.changes {
+            match change {
+                Change::DeleteElements { set, keys, .. } => {
+                    want.sets.entry(set).and_modify(|set| set.elements.retain(|key, _| !keys.contains(key)));
+                }
+                Change::AddElements { set, elements, .. } => {
+                    want.sets.entry(set).and_modify(|set| set.elements.extend(elements));
+                }
+                _ => {}
+            }
         }
         Ok(difference(want, have))
     }
@@ -241,7 +265,7 @@ impl Nat<'_> {
         }
         let holds = |entry: &Entry| {
             let set = have.and_then(|have| have.sets.get(&Name::from(entry.set)));
-            set.and_then(|set| set.elements.get(&entry.key)) == Some(&entry.element)
+            set.is_some_and(|set| set.elements.iter().any(|(key, element)| entry.is_served_by(key, element)))
         };
         for pod in self.masqueraded {
             if !masquerade::entries(&[*pod], self.whose).all(|entry| holds(&entry)) {

@@ -1,6 +1,6 @@
 //! Host ports, judged by the packets that arrive.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::Result;
 use rustix::net::{AddressFamily, SendFlags, SocketType, ipproto, sendto, socket};
@@ -11,6 +11,8 @@ use crate::{
     bed::{call, call_of, with},
     hostports_lab::{Caller, Lab, ask, ask_udp, asking, expect, is_silent, tcp, udp},
 };
+
+type Ask = fn(&Netns, &str) -> Result<(String, IpAddr)>;
 
 #[test]
 fn a_host_port_leads_to_its_pod_from_everywhere() -> Result<()> {
@@ -27,7 +29,14 @@ fn a_host_port_leads_to_its_pod_from_everywhere() -> Result<()> {
         expect(ask(host, "127.0.0.1:8080"), "web", "10.99.0.1");
         expect(ask(host, "192.0.2.1:8080"), "web", "192.0.2.1");
         expect(ask(host, "[2001:db8::1]:8080"), "web", "2001:db8::1");
-        for from in [&pod.netns, &neighbour.netns] {
+    }
+    for bridged in ["0", "1"] {
+        for family in ["iptables", "ip6tables"] {
+            Cmd::new(format!("sysctl -qw net.bridge.bridge-nf-call-{family}={bridged}")).ok()?;
+        }
+        for (from, ask) in
+            [&pod.netns, &neighbour.netns].into_iter().flat_map(|from| [(from, ask as Ask), (from, ask_udp)])
+        {
             expect(ask(from, "192.0.2.1:8080"), "web", "10.99.0.1");
             expect(ask(from, "10.99.0.1:8080"), "web", "10.99.0.1");
             expect(ask(from, "[2001:db8::1]:8080"), "web", "fd99::1");

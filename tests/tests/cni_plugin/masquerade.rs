@@ -159,6 +159,26 @@ fn an_element_that_a_dead_owner_left_is_the_new_owners() -> Result<()> {
 }
 
 #[test]
+fn networks_with_subnets_in_each_other_are_both_masqueraded() -> Result<()> {
+    for subnets in [["10.99.0.0/16", "10.99.7.0/24"], ["10.99.7.0/24", "10.99.0.0/16"]] {
+        let Some(bed) = Bed::new("masqnested")? else { return Ok(()) };
+        let outside = outside(&bed)?;
+        let pods = [Netns::new()?, Netns::new()?];
+        for ((pod, subnet), name) in pods.iter().zip(subnets).zip(["one", "two"]) {
+            let ipam = json!({"type": "host-local", "dataDir": bed.path("networks"), "subnet": subnet});
+            let network = json!({"name": name, "bridge": name, "ipMasq": true, "ipam": ipam});
+            let config = with(&bed.bridge(), &network);
+            let result = call("ADD", &Who::new("c1", pod), &config).result();
+            call("CHECK", &Who::new("c1", pod), &with(&config, &json!({"prevResult": result}))).silent();
+            pod.cmd("ping -n -c1 -W2 192.0.2.9").ok()?;
+        }
+        assert_eq!(Cmd::new("nft list set inet weft-cni own4").ok()?.stdout.matches("10.99.").count(), 2);
+        drop(outside);
+    }
+    Ok(())
+}
+
+#[test]
 fn a_failed_add_leaves_no_element() -> Result<()> {
     let Some(bed) = Bed::new("masqfail")? else { return Ok(()) };
     let pod = Netns::new()?;

@@ -162,6 +162,24 @@ fn what_others_left_is_replaced() {
 }
 
 #[test]
+fn subnets_never_overlap() {
+    let at = |address: &str, prefix| HostAddress { address: address.parse().unwrap(), prefix };
+    let (wide, narrow) = ([at("10.1.5.9", 16)], [at("10.1.5.2", 24), at("10.1.5.3", 24)]);
+    for pods in [[&wide[..], &narrow], [&narrow, &wide]] {
+        let mut kernel = Kernel::default();
+        for (pods, whose) in pods.into_iter().zip([A, B]) {
+            kernel.set(&nat(whose, pods, &[])).unwrap();
+        }
+        let own = &kernel.elements()[&Name::from("own4")];
+        let ends: Vec<_> = own.keys().map(|key| key.last().as_bytes().to_vec()).collect();
+        assert_eq!(ends, [[10, 1, 255, 255, 10, 1, 255, 255]]);
+        assert!(nat(A, pods[0], &[]).missing(kernel.0.as_ref()).is_empty());
+        assert!(unused_subnets(&kernel.elements(), |owner| owner == A).is_empty());
+        assert_eq!(unused_subnets(&kernel.elements(), |_| true).changes.len(), 1);
+    }
+}
+
+#[test]
 fn a_table_that_others_broke_is_made_whole_with_its_elements() {
     let mut kernel = Kernel::default();
     let port = ports(5, &mapping(80, ""));
