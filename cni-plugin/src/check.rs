@@ -37,7 +37,7 @@ pub(crate) fn check(call: &Call, network: &Network) -> Result<(), Error> {
     let pods: Vec<HostAddress> = pods.filter(|_| bridge.ip_masq).collect();
     let mappings = HostPorts::handed(&call.network)?;
     let ports = HostPorts::new(&mappings, reported().map(|ip| ip.address), Some(&bridge.bridge))?;
-    seen.untranslated = nat::missing(&ports.nat(&call.who.alias(), &pods))?;
+    seen.missing.extend(nat::missing(&ports.nat(&call.who.alias(), &pods))?);
     if let Some(kind) = &bridge.foreign_ipam {
         foreign::run(kind, "CHECK", network)?;
     }
@@ -69,8 +69,12 @@ fn look(call: &Call, bridge: &Bridge, netns: &Netns) -> Result<Seen, linux::Erro
             };
             seen.routes.extend(routes.iter().flat_map(|r| ways(r).into_iter().map(|gw| (r.destination, gw))));
         }
-        seen.host_joined = host_end(&mut host, pod)?
+        let near = host_end(&mut host, pod)?;
+        seen.host_joined = near
+            .as_ref()
             .map(|near| near.master.is_some() && near.master == device.as_ref().map(|device| device.index));
+        let open = near.filter(|near| bridge.guarded && !near.port.is_some_and(|port| port.locked));
+        seen.missing.extend(open.map(|near| format!("{} lets in any Ethernet address", near.name)));
     }
     seen.bridge = device.map(|link| summary(&link, &Kind::Bridge));
     seen.pod = pod.map(|link| summary(&link, &Kind::Veth));

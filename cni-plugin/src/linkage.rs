@@ -5,6 +5,7 @@ use cni_core::{
 };
 use linux::{
     address::{Address, IfPresent},
+    fdb,
     link::{self, BridgePort, Change, Kind, Link, Veth, VethIndexes},
     netlink::{Request, RouteSocket},
     netns::Netns,
@@ -155,13 +156,25 @@ impl Host<'_> {
         let alias = who.alias();
         let change = Change { alias: Some(&alias), ..Change::default() };
         let mut requests = vec![link::change(indexes.near, &name, &change)];
-        let port = BridgePort { hairpin: self.bridge.hairpin, isolated: self.bridge.isolated };
+        let &Bridge { hairpin, isolated, guarded: locked, .. } = self.bridge;
+        let port = BridgePort { hairpin, isolated, locked };
         if port != BridgePort::default() {
             requests.push(link::set_port(indexes.near, &name, port));
         }
+        requests.extend(locked.then(|| fdb::set_behind(indexes.near, self.plan.mac, &name)));
         let done: Result<(), _> = self.socket.apply(&requests).into_iter().collect();
         done.map_err(|e| kernel(&e))?;
+        if locked {
+            self.require_lock(indexes.near)?;
+        }
         Ok(indexes)
+    }
+
+    /// Kernels before Linux 5.16 take no notice of what they don't know.
+    fn require_lock(&mut self, near: u32) -> Result<(), Error> {
+        let link = self.socket.link_by_index(near).map_err(|e| kernel(&e))?;
+        let is_locked = link.and_then(|link| link.port).is_some_and(|port| port.locked);
+        if is_locked { Ok(()) } else { Err(Error::unsupported("macspoofchk", "true")) }
     }
 
     /// An interface of the host for the result, as it is now.

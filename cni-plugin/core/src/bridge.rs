@@ -26,6 +26,8 @@ pub struct Bridge {
     pub promiscuous: bool,
     /// The port reaches only ports that are not isolated.
     pub isolated: bool,
+    /// Frames from the container with another Ethernet address than its own are dropped.
+    pub guarded: bool,
     /// IPv6 addresses are used only once nobody else turned out to have them.
     pub duplicate_detection: bool,
     /// The container's interface stays down.
@@ -80,6 +82,7 @@ impl Bridge {
             hairpin,
             promiscuous,
             isolated: keys.flag("portIsolation")?,
+            guarded: keys.flag("macspoofchk")?,
             duplicate_detection: keys.flag("enabledad")?,
             container_down: keys.flag("disableContainerInterface")?,
             mac: mac(network, args)?,
@@ -119,9 +122,6 @@ fn refuse_unsupported(network: &Network) -> Result<(), Error> {
     trunk.iter().try_for_each(check_trunk)?;
     if let [first, ..] = trunk {
         return Err(Error::unsupported("vlanTrunk", &format!("[{first}, ...]")));
-    }
-    if keys.flag("macspoofchk")? {
-        return Err(Error::unsupported("macspoofchk", "true"));
     }
     check_backend(&keys, "ipMasqBackend")
 }
@@ -199,7 +199,6 @@ mod tests {
             (json!({"vlan": 100}), "unsupported value for key \"vlan\": 100"),
             (json!({"vlanTrunk": [{"id": 7}]}), "unsupported value for key \"vlanTrunk\": [{\"id\":7}, ...]"),
             (json!({"ipMasqBackend": "x"}), "unsupported value for key \"ipMasqBackend\": \"x\""),
-            (json!({"macspoofchk": true}), "unsupported value for key \"macspoofchk\": true"),
             (json!({"ipMasqBackend": "x"}), "unsupported value for key \"ipMasqBackend\": \"x\""),
         ] {
             assert_eq!(parse(document, "").unwrap_err(), (Code::UnsupportedField, text.into()));

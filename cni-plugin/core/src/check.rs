@@ -34,8 +34,8 @@ pub struct Seen {
     pub host_joined: Option<bool>,
     /// Addresses whose reservation names this attachment.
     pub reserved: Vec<IpAddr>,
-    /// What of masquerading and host ports is missing, in words.
-    pub untranslated: Vec<String>,
+    /// What of masquerading, host ports and the guard against foreign Ethernet addresses is missing, in words.
+    pub missing: Vec<String>,
 }
 
 /// Compares. Whatever else is there, by others, is fine.
@@ -58,7 +58,7 @@ pub fn check(bridge: &Bridge, ifname: &IfName, previous: &Outcome, seen: &Seen) 
             wrong.push(format!("gateway {gateway} is not on bridge {}", bridge.bridge));
         }
     }
-    wrong.extend(seen.untranslated.iter().cloned());
+    wrong.extend(seen.missing.iter().cloned());
     let absent = previous.routes.iter().filter(|route| route.table.is_none() && !is_set(route, seen));
     wrong.extend(absent.map(|route| format!("route {} is missing", route.dst)));
     if wrong.is_empty() {
@@ -142,7 +142,7 @@ mod tests {
             ],
             host_joined: Some(true),
             reserved: vec![ip("10.1.0.5")],
-            untranslated: vec![],
+            missing: vec![],
         }
     }
 
@@ -187,7 +187,7 @@ mod tests {
             "route 0.0.0.0/0 is missing; route 10.0.0.0/8 is missing"
         );
         assert_eq!(
-            difference(|s| s.untranslated = vec!["host port 80/tcp does not lead to 10.1.0.5".into()]),
+            difference(|s| s.missing = vec!["host port 80/tcp does not lead to 10.1.0.5".into()]),
             "host port 80/tcp does not lead to 10.1.0.5"
         );
         assert_eq!(difference(|s| s.bridge_addresses.clear()), "gateway 10.1.0.1 is not on bridge cni0");

@@ -1,4 +1,4 @@
-//! Forwarding entries of a VXLAN device: which node an Ethernet address is behind.
+//! Forwarding entries of a VXLAN device, which node an Ethernet address is behind; and of a bridge, which port.
 
 use std::net::IpAddr;
 
@@ -95,6 +95,23 @@ impl Entry {
             .extend(self.destination.map(|to| NeighbourAttribute::Destination(NeighbourAddress::from(to))));
         message
     }
+}
+
+/// The request that sets Ethernet address `mac` to be behind bridge port `port`; `name` is for the error alone.
+#[must_use]
+pub fn set_behind(port: u32, mac: Mac, name: &IfName) -> Request {
+    let mut message = NeighbourMessage::default();
+    message.header = NeighbourHeader {
+        family: AddressFamily::Bridge,
+        ifindex: port,
+        // It does not grow old. A permanent one would be the bridge's own address.
+        state: NeighbourState::Noarp,
+        flags: NeighbourFlags::Controller,
+        ..NeighbourHeader::default()
+    };
+    message.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.0.to_vec())];
+    let text = format!("forwarding entry {mac} dev {name} master");
+    Request::route("add", text, NLM_F_CREATE | NLM_F_REPLACE, &RouteNetlinkMessage::NewNeighbour(message))
 }
 
 impl RouteSocket {

@@ -260,14 +260,16 @@ pub fn set_up(index: u32, name: &IfName) -> Request {
 pub fn set_port(index: u32, name: &IfName, port: BridgePort) -> Request {
     let mut message = LinkMessage::default();
     message.header.index = index;
+    let BridgePort { hairpin, isolated, locked } = port;
+    let mut settings = vec![InfoBridgePort::HairpinMode(hairpin), InfoBridgePort::Isolated(isolated)];
+    if locked {
+        settings.extend([InfoBridgePort::Locked(true), InfoBridgePort::Learning(false)]);
+    }
     message.attributes = vec![LinkAttribute::LinkInfo(vec![
         LinkInfo::PortKind(InfoPortKind::Bridge),
-        LinkInfo::PortData(InfoPortData::BridgePort(vec![
-            InfoBridgePort::HairpinMode(port.hairpin),
-            InfoBridgePort::Isolated(port.isolated),
-        ])),
+        LinkInfo::PortData(InfoPortData::BridgePort(settings)),
     ])];
-    let object = format!("bridge port {name} to hairpin {} isolated {}", port.hairpin, port.isolated);
+    let object = format!("bridge port {name} to hairpin {hairpin} isolated {isolated} locked {locked}");
     Request::route("set", object, 0, &RouteNetlinkMessage::NewLink(message))
 }
 

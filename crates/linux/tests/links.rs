@@ -5,6 +5,7 @@ mod world;
 use std::time::Duration;
 
 use linux::{
+    fdb,
     link::{self, Bridge, BridgePort, Change, Kind, LinkEvents, Veth, Vxlan},
     netlink::{Connection, Protocol, Request, RouteSocket},
     netns::Netns,
@@ -103,16 +104,21 @@ fn a_veth_peer_is_made_in_the_other_namespace_in_one_message() {
 }
 
 #[test]
-fn hairpin_and_isolation_are_set_and_read_back() {
+fn hairpin_isolation_and_lock_are_set_and_read_back() {
     in_namespace(|| {
         run("ip link add cni0 type bridge");
         run("ip link add veth0 master cni0 type veth peer name veth1");
         let mut socket = RouteSocket::open().unwrap();
         let index = socket.link(&name("veth0")).unwrap().unwrap().index;
-        let port = BridgePort { hairpin: true, isolated: true };
+        let port = BridgePort { hairpin: true, isolated: true, locked: true };
         socket.request(&link::set_port(index, &name("veth0"), port)).unwrap();
         let data = &json("ip -j -d link show veth0")[0]["linkinfo"]["info_slave_data"];
         assert_eq!((&data["hairpin"], &data["isolated"]), (&true.into(), &true.into()));
+        assert_eq!((&data["locked"], &data["learning"]), (&true.into(), &false.into()));
+        let mac = "02:00:00:00:00:09".parse().unwrap();
+        socket.request(&fdb::set_behind(index, mac, &name("veth0"))).unwrap();
+        let entries = run("bridge fdb show br cni0");
+        assert!(entries.contains("02:00:00:00:00:09 dev veth0 master cni0 static"), "{entries}");
         let read = socket.link(&name("veth0")).unwrap().unwrap();
         assert_eq!(read.port, Some(port));
         assert_eq!(read.peer.map(|peer| peer.namespace), Some(None));

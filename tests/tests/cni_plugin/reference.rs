@@ -78,6 +78,34 @@ fn isolated_ports_reach_the_gateway_and_not_each_other() -> Result<()> {
 }
 
 #[test]
+fn a_guarded_container_speaks_with_its_own_ethernet_address_alone() -> Result<()> {
+    let Some(bed) = Bed::new("spoof")? else { return Ok(()) };
+    let (pod, other) = (Netns::new()?, Netns::new()?);
+    let who = Who::new("c1", &pod);
+    let config = with(&bed.bridge(), &json!({"macspoofchk": true}));
+    let result = call("ADD", &who, &config).result();
+    let neighbour = call("ADD", &Who::new("c2", &other), &bed.bridge()).result();
+    let speaks = || -> Result<bool> { Ok(pod.cmd("ping -n -c1 -W1 10.99.0.1").run()?.success()) };
+    assert!(speaks()? && pod.cmd("ping -n -c1 -W2 10.99.0.3").run()?.success());
+    let own = &result["interfaces"][2]["mac"];
+    for spoofed in [&json!("02:00:00:00:00:66"), &neighbour["interfaces"][2]["mac"], own] {
+        pod.cmd(format!("ip link set eth0 address {}", spoofed.as_str().unwrap_or_default())).ok()?;
+        pod.cmd("ip neighbour flush all").ok()?;
+        assert_eq!(speaks()?, spoofed == own, "{spoofed}");
+        other.cmd("ping -n -c1 -W2 10.99.0.1").ok()?;
+    }
+    let checked = with(&config, &json!({"prevResult": result}));
+    call("CHECK", &who, &checked).silent();
+    let veth = result["interfaces"][1]["name"].as_str().unwrap_or_default().to_owned();
+    Cmd::new(format!("bridge link set dev {veth} locked off")).ok()?;
+    let text = call("CHECK", &who, &checked).error().1;
+    assert!(text.contains(&format!("{veth} lets in any Ethernet address")), "{text}");
+    call("DEL", &who, &config).silent();
+    assert!(!Cmd::new("bridge fdb show br br0").ok()?.stdout.contains(&veth));
+    Ok(())
+}
+
+#[test]
 fn either_backend_masquerades() -> Result<()> {
     let Some(bed) = Bed::new("backend")? else { return Ok(()) };
     for backend in ["iptables", "nftables"] {

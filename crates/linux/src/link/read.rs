@@ -54,6 +54,9 @@ pub struct BridgePort {
     pub hairpin: bool,
     /// It exchanges frames with ports that are not isolated only.
     pub isolated: bool,
+    /// Frames come in only from Ethernet addresses that are set to be behind it, and none is learned (since
+    /// Linux 5.16; earlier kernels ignore it).
+    pub locked: bool,
 }
 
 /// Where the other end of a veth pair is.
@@ -118,6 +121,7 @@ const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const IFLA_BRPORT_MODE: u16 = 4;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
+const IFLA_BRPORT_LOCKED: u16 = 39;
 const IFLA_VXLAN_ID: u16 = 1;
 const IFLA_VXLAN_GROUP: u16 = 2;
 const IFLA_VXLAN_LINK: u16 = 3;
@@ -222,6 +226,7 @@ impl BridgePort {
             match attribute {
                 IFLA_BRPORT_MODE => port.hairpin = flag(value),
                 IFLA_BRPORT_ISOLATED => port.isolated = flag(value),
+                IFLA_BRPORT_LOCKED => port.locked = flag(value),
                 _ => {}
             }
         }
