@@ -55,15 +55,15 @@ impl Stage {
             return Ok(None);
         };
         let path = dir.path().display().to_string();
-        dir.write("net.d/10-weft.conflist", conflist.to_string())?;
         dir.write(
             "subnet.env",
             "FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.3.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n",
         )?;
-        fs::create_dir(dir.path().join("bin"))?;
-        for name in ["flannel", "bridge", "host-local", "portmap", "bandwidth", "loopback", "tuning"] {
-            fs::copy(bin("flannel"), dir.path().join("bin").join(name))?;
-        }
+        let install = Cmd::new(bin("flannel").display().to_string()).arg("install");
+        install
+            .args(["--bin-dir".into(), format!("{path}/bin"), "--conf-dir".into(), format!("{path}/net.d")])
+            .ok()?;
+        dir.write("net.d/10-flannel.conflist", conflist.to_string())?;
         Cmd::new("sh -c").arg(IMAGE_SETUP).arg(&path).arg(IMAGE).ok()?;
         let setup =
             Cmd::new("unshare --mount --pid --fork --kill-child --mount-proc -- sh -c").arg(SETUP).arg(path);
