@@ -14,7 +14,7 @@ fn route(ns: &Netns, dst: &str) -> Result<Value> {
 }
 
 #[test]
-fn a_flannel_pod_is_complete() -> Result<()> {
+fn rule_19_25_a_flannel_pod_is_complete() -> Result<()> {
     let Some(bed) = Bed::new("add")? else { return Ok(()) };
     let pod = Netns::new()?;
     let who = Who::new("c1", &pod);
@@ -170,7 +170,7 @@ fn a_host_without_ipv6_is_fine() -> Result<()> {
 }
 
 #[test]
-fn every_version_gets_a_result_of_its_own_shape() -> Result<()> {
+fn rule_13_17_18_every_version_gets_a_result_of_its_own_shape() -> Result<()> {
     let Some(bed) = Bed::new("versions")? else { return Ok(()) };
     for version in ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
         let pod = Netns::new()?;
@@ -196,7 +196,7 @@ fn every_version_gets_a_result_of_its_own_shape() -> Result<()> {
 }
 
 #[test]
-fn keys_count_in_any_letter_case() -> Result<()> {
+fn rule_20_21_22_keys_count_in_any_letter_case() -> Result<()> {
     let Some(bed) = Bed::new("case")? else { return Ok(()) };
     let pod = Netns::new()?;
     let config = json!({
@@ -233,7 +233,7 @@ fn an_address_may_be_asked_for() -> Result<()> {
 }
 
 #[test]
-fn a_name_that_is_taken_changes_nothing() -> Result<()> {
+fn rule_26_a_name_that_is_taken_changes_nothing() -> Result<()> {
     let Some(bed) = Bed::new("taken")? else { return Ok(()) };
     let pod = Netns::new()?;
     pod.cmd("ip link add eth0 type veth peer name other").ok()?;
@@ -249,7 +249,7 @@ fn a_name_that_is_taken_changes_nothing() -> Result<()> {
 }
 
 #[test]
-fn a_second_add_fails_and_leaves_the_first_alone() -> Result<()> {
+fn rule_30_31_a_second_add_fails_and_leaves_the_first_alone() -> Result<()> {
     let Some(bed) = Bed::new("twice")? else { return Ok(()) };
     let (pod, other) = (Netns::new()?, Netns::new()?);
     let who = Who::new("c1", &pod);
@@ -288,7 +288,7 @@ fn an_add_that_was_cut_short_is_taken_up_again() -> Result<()> {
 }
 
 #[test]
-fn a_failure_at_any_step_leaves_nothing() -> Result<()> {
+fn rule_29_a_failure_at_any_step_leaves_nothing() -> Result<()> {
     let Some(bed) = Bed::new("fail")? else { return Ok(()) };
     let pod = Netns::new()?;
     let who = Who::new("c1", &pod);

@@ -18,7 +18,7 @@ fn dual(bed: &Bed) -> Value {
 }
 
 #[test]
-fn it_is_silent_after_add_and_in_the_company_of_strangers() -> Result<()> {
+fn rule_49_50_53_it_is_silent_after_add_and_in_the_company_of_strangers() -> Result<()> {
     let Some(bed) = Bed::new("check")? else { return Ok(()) };
     for (id, version) in [("c1", "0.4.0"), ("c2", "1.0.0"), ("c3", "1.1.0")] {
         let pod = Netns::new()?;
@@ -43,7 +43,7 @@ fn it_is_silent_after_add_and_in_the_company_of_strangers() -> Result<()> {
 }
 
 #[test]
-fn each_loss_is_noticed_and_nothing_made() -> Result<()> {
+fn rule_51_52_each_loss_is_noticed_and_nothing_made() -> Result<()> {
     let Some(bed) = Bed::new("loss")? else { return Ok(()) };
     type Break = fn(&Bed, &Netns) -> Result<()>;
     let breaks: [(&str, Break); 10] = [

@@ -36,7 +36,7 @@ pub(crate) fn add_all(host: &Netns, pods: &[Netns], config: &Value, width: usize
 }
 
 #[test]
-fn two_hundred_pods_get_two_hundred_addresses() -> Result<()> {
+fn rule_34_two_hundred_pods_get_two_hundred_addresses() -> Result<()> {
     let Some(bed) = Bed::new("crowd")? else { return Ok(()) };
     let pods: Vec<Netns> = (0..200).map(|_| Netns::new()).collect::<Result<_>>()?;
     let ipam = json!({"type": "host-local", "dataDir": bed.path("networks"), "subnet": "10.96.0.0/16"});
@@ -56,7 +56,7 @@ fn two_hundred_pods_get_two_hundred_addresses() -> Result<()> {
 }
 
 #[test]
-fn the_first_sixteen_make_one_bridge_with_one_address() -> Result<()> {
+fn rule_35_the_first_sixteen_make_one_bridge_with_one_address() -> Result<()> {
     for round in 0..3 {
         let Some(bed) = Bed::new("first")? else { return Ok(()) };
         let pods: Vec<Netns> = (0..16).map(|_| Netns::new()).collect::<Result<_>>()?;

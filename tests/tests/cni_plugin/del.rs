@@ -23,7 +23,7 @@ fn assert_gone(bed: &Bed, what: &str) -> Result<()> {
 }
 
 #[test]
-fn everything_goes_and_repeats_are_fine() -> Result<()> {
+fn rule_37_38_39_everything_goes_and_repeats_are_fine() -> Result<()> {
     let Some(bed) = Bed::new("del")? else { return Ok(()) };
     let (pod, who, result) = attached(&bed, "c1")?;
     let config = with(&bed.bridge(), &json!({"prevResult": result}));
@@ -38,7 +38,7 @@ fn everything_goes_and_repeats_are_fine() -> Result<()> {
 }
 
 #[test]
-fn without_a_namespace_or_a_previous_result_it_is_still_complete() -> Result<()> {
+fn rule_05_40_41_42_without_a_namespace_or_a_previous_result_it_is_still_complete() -> Result<()> {
     let Some(bed) = Bed::new("homeless")? else { return Ok(()) };
     let (pod, who, _) = attached(&bed, "c1")?;
     call("DEL", &who.homeless(), &bed.bridge()).silent();
@@ -64,7 +64,7 @@ fn without_a_namespace_or_a_previous_result_it_is_still_complete() -> Result<()>
 }
 
 #[test]
-fn a_changed_configuration_still_removes_what_add_made() -> Result<()> {
+fn rule_43_44_a_changed_configuration_still_removes_what_add_made() -> Result<()> {
     let Some(bed) = Bed::new("changed")? else { return Ok(()) };
     let (_pod, who, result) = attached(&bed, "c1")?;
     let ranges = json!([[{"subnet": "10.77.0.0/24"}], [{"subnet": "fd77::/64"}]]);
@@ -82,7 +82,7 @@ fn a_changed_configuration_still_removes_what_add_made() -> Result<()> {
 }
 
 #[test]
-fn a_missing_subnet_file_and_a_garbled_state_are_fine() -> Result<()> {
+fn rule_45_46_a_missing_subnet_file_and_a_garbled_state_are_fine() -> Result<()> {
     let Some(bed) = Bed::new("noenv")? else { return Ok(()) };
     let config = bed.flannel()?;
     for (round, garbage) in ["", "\0\0\0", "{\"name\":"].into_iter().enumerate() {
@@ -114,7 +114,7 @@ fn a_garbled_reservation_of_its_own_goes_too() -> Result<()> {
 }
 
 #[test]
-fn what_a_later_pod_got_is_not_touched() -> Result<()> {
+fn rule_47_what_a_later_pod_got_is_not_touched() -> Result<()> {
     let Some(bed) = Bed::new("later")? else { return Ok(()) };
     let (_pod, who, result) = attached(&bed, "c1")?;
     call("DEL", &who, &bed.bridge()).silent();
@@ -141,7 +141,7 @@ fn the_interface_of_another_network_stays() -> Result<()> {
 }
 
 #[test]
-fn errors_that_are_the_callers_are_not_swallowed() -> Result<()> {
+fn rule_48_errors_that_are_the_callers_are_not_swallowed() -> Result<()> {
     let Some(bed) = Bed::new("caller")? else { return Ok(()) };
     let (_pod, who, _) = attached(&bed, "c1")?;
     assert_eq!(call("DEL", &who, &json!("x")).error().0, 6);

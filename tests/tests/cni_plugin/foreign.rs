@@ -167,3 +167,20 @@ fn a_failed_delegate_is_taken_back() -> Result<()> {
     assert_eq!(ask(&bed, "ADD", &who, &escape).error().0, 7);
     Ok(())
 }
+
+#[test]
+fn rule_59_gc_goes_on_after_a_failure_and_tells_it() -> Result<()> {
+    let Some(bed) = Bed::new("goeson")? else { return Ok(()) };
+    let answer = r#"[ "$CNI_COMMAND" = GC ] && { echo '{"code":5,"msg":"disk"}'; exit 1; }
+        [ "$CNI_COMMAND" = ADD ] && echo '{"cniVersion":"1.1.0","ips":[{"address":"10.93.0.8/24","gateway":"10.93.0.1"}]}'; exit 0"#;
+    scripted(&bed, "mine", answer)?;
+    let pod = Netns::new()?;
+    let config = with(&bed.bridge(), &json!({"ipMasq": true, "ipam": {"type": "mine"}}));
+    let who = Who::new("c1", &pod);
+    ask(&bed, "ADD", &who, &config).result();
+    let collected = ask(&bed, "GC", &who, &with(&config, &json!({"cni.dev/valid-attachments": []})));
+    assert_eq!(collected.error(), (5, "plugin mine: disk".into()));
+    assert_eq!((bed.veths()?.len(), bed.records("net").len()), (0, 0));
+    assert!(!Cmd::new("nft list ruleset").ok()?.stdout.contains("weft:net/c1"));
+    Ok(())
+}

@@ -101,12 +101,12 @@ fn hammer(verb: &str, masquerade: bool, kills: u32) -> Result<()> {
 }
 
 #[test]
-fn add_killed_at_any_moment() -> Result<()> {
+fn rule_36_add_killed_at_any_moment() -> Result<()> {
     hammer("ADD", false, 200)
 }
 
 #[test]
-fn del_killed_at_any_moment() -> Result<()> {
+fn rule_36_del_killed_at_any_moment() -> Result<()> {
     hammer("DEL", false, 200)
 }
 

@@ -27,7 +27,7 @@ fn with_variable(verb: &str, name: &str, value: Option<&str>) -> (u64, String) {
 }
 
 #[test]
-fn version_needs_nothing_but_the_verb_and_does_not_wait_for_input() {
+fn rule_01_version_needs_nothing_but_the_verb_and_does_not_wait_for_input() {
     let mut command = command(&bin("flannel"), "VERSION", &who());
     command.env_clear().env("CNI_COMMAND", "VERSION");
     let mut child = command.spawn().unwrap();
@@ -41,7 +41,7 @@ fn version_needs_nothing_but_the_verb_and_does_not_wait_for_input() {
 }
 
 #[test]
-fn without_a_verb_it_says_what_it_is() {
+fn rule_02_without_a_verb_it_says_what_it_is() {
     let mut command = command(&bin("flannel"), "", &who());
     command.env_clear().stdin(Stdio::piped());
     let answer = feed(command, b"");
@@ -50,7 +50,7 @@ fn without_a_verb_it_says_what_it_is() {
 }
 
 #[test]
-fn a_wrong_environment_is_code_4() {
+fn rule_03_04_07_08_23_a_wrong_environment_is_code_4() {
     assert_eq!(with_variable("FOO", "X", None), (4, "unknown CNI_COMMAND: FOO".into()));
     let mut command = command(&bin("flannel"), "ADD", &who());
     command.env_clear().env("CNI_COMMAND", "ADD");
@@ -69,7 +69,7 @@ fn a_wrong_environment_is_code_4() {
 }
 
 #[test]
-fn a_wrong_configuration_is_one_clear_error() {
+fn rule_09_10_11_12_16_a_wrong_configuration_is_one_clear_error() {
     let answer = |text: &str| feed(command(&bin("flannel"), "ADD", &who()), text.as_bytes()).error();
     for (text, code, message) in [
         ("", 6, "error unmarshall network config: "),
@@ -111,7 +111,7 @@ fn a_wrong_configuration_is_one_clear_error() {
 }
 
 #[test]
-fn verbs_are_refused_before_their_version() {
+fn rule_14_15_verbs_are_refused_before_their_version() {
     let at = |verb: &str, version: &str| {
         call(verb, &who(), &with(&network(), &json!({"cniVersion": version}))).error()
     };
@@ -121,7 +121,7 @@ fn verbs_are_refused_before_their_version() {
 }
 
 #[test]
-fn a_namespace_that_is_none_leaves_nothing() -> Result<()> {
+fn rule_27_28_a_namespace_that_is_none_leaves_nothing() -> Result<()> {
     let Some(bed) = Bed::new("nons")? else { return Ok(()) };
     let config = bed.bridge();
     let at = |netns: &str| call("ADD", &Who { netns: netns.into(), ..who() }, &config).error();
@@ -140,7 +140,7 @@ fn a_namespace_that_is_none_leaves_nothing() -> Result<()> {
 }
 
 #[test]
-fn a_large_input_is_read() -> Result<()> {
+fn rule_24_a_large_input_is_read() -> Result<()> {
     let Some(bed) = Bed::new("large")? else { return Ok(()) };
     let interfaces: Vec<Value> =
         (0..4000).map(|i| json!({"name": format!("veth{i}"), "mac": "", "sandbox": ""})).collect();

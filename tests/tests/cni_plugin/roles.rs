@@ -67,7 +67,7 @@ fn host_local_answers_as_address_management() -> Result<()> {
 }
 
 #[test]
-fn a_chained_plugin_needs_and_keeps_a_previous_result() -> Result<()> {
+fn rule_32_33_a_chained_plugin_needs_and_keeps_a_previous_result() -> Result<()> {
     let Some(bed) = Bed::new("chained")? else { return Ok(()) };
     let pod = Netns::new()?;
     let who = Who::new("c1", &pod);

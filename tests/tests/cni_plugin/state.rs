@@ -38,7 +38,7 @@ fn an_attachment_has_one_record_until_it_goes() -> Result<()> {
 }
 
 #[test]
-fn a_configuration_of_another_folder_and_without_addresses() -> Result<()> {
+fn rule_44_a_configuration_of_another_folder_and_without_addresses() -> Result<()> {
     let Some(bed) = Bed::new("moved")? else { return Ok(()) };
     for changed in [json!({"ipam": {"type": "host-local", "dataDir": "/nowhere"}}), json!({"ipam": {}})] {
         let pod = Netns::new()?;
@@ -53,7 +53,7 @@ fn a_configuration_of_another_folder_and_without_addresses() -> Result<()> {
 }
 
 #[test]
-fn a_garbled_record_hides_nothing() -> Result<()> {
+fn rule_46_a_garbled_record_hides_nothing() -> Result<()> {
     let Some(bed) = Bed::new("corrupt")? else { return Ok(()) };
     let config = with(&bed.bridge(), &json!({"ipMasq": true}));
     for garbage in [Some(""), Some("\0\0\0"), Some("{\"name\":"), Some("weft"), None] {

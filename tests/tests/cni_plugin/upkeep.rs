@@ -13,7 +13,7 @@ fn nobody() -> Who {
 }
 
 #[test]
-fn status_says_whether_a_pod_could_be_attached() -> Result<()> {
+fn rule_61_62_63_64_status_says_whether_a_pod_could_be_attached() -> Result<()> {
     let Some(bed) = Bed::new("status")? else { return Ok(()) };
     let flannel = with(&bed.flannel()?, &json!({"cniVersion": "1.1.0"}));
     call("STATUS", &nobody(), &flannel).silent();
@@ -29,11 +29,13 @@ fn status_says_whether_a_pod_could_be_attached() -> Result<()> {
         call("STATUS", &nobody(), &small).error(),
         (50, "no IP addresses available in range set: 10.99.0.1-10.99.0.2".into())
     );
+    call("DEL", &Who::new("c1", &pod), &small).silent();
+    call("STATUS", &nobody(), &small).silent();
     Ok(())
 }
 
 #[test]
-fn gc_keeps_exactly_what_is_valid() -> Result<()> {
+fn rule_06_54_55_56_57_58_60_gc_keeps_exactly_what_is_valid() -> Result<()> {
     let Some(bed) = Bed::new("gc")? else { return Ok(()) };
     let pods = [Netns::new()?, Netns::new()?, Netns::new()?];
     for (pod, id) in pods.iter().zip(["c1", "c2", "c3"]) {
@@ -63,6 +65,7 @@ fn gc_keeps_exactly_what_is_valid() -> Result<()> {
     call("GC", &nobody(), &with(&bed.bridge(), &json!({"cni.dev/valid-attachments": []}))).silent();
     assert!(bed.reservations("net").is_empty() && bed.records("net").is_empty());
     assert_eq!(bed.reservations("other").len(), 1);
+    assert!(["lock", "last_reserved_ip.0"].iter().all(|name| bed.path("networks/net").join(name).exists()));
     Ok(())
 }
 
