@@ -36,7 +36,8 @@ pub(crate) fn del(call: &Call, network: &Network) -> Result<(), Error> {
     };
     let mut host = RouteSocket::open().map_err(|e| kernel(&e))?;
     let link = find(call, &mut host)?;
-    let traces = traces(call, record.as_ref(), link.is_some());
+    let was_linked = link.is_some();
+    let traces = traces(call, record.as_ref(), was_linked);
     // Whether it can be opened matters only once the link is gone.
     let rules = (traces.masqueraded || traces.host_ports).then(nat::open_if_there);
     if let Some(link) = link {
@@ -48,7 +49,12 @@ pub(crate) fn del(call: &Call, network: &Network) -> Result<(), Error> {
     }
     if let Some(mut rules) = rules.transpose()?.flatten() {
         let pods = own_addresses(call, &traces, &records);
-        hostports::end(&nat::stop(&mut rules, &call.who, pods.as_deref(), traces.host_ports)?)?;
+        let ended = nat::stop(&mut rules, &call.who, pods.as_deref(), traces.host_ports)?;
+        if !was_linked {
+            // Otherwise the child that waits for the link has it open.
+            rules.close_detached();
+        }
+        hostports::end(&ended)?;
     }
     // Only now: an address must not be given away while anything still goes with it.
     addresses::release(call, reservations.as_ref(), record.as_ref(), &records)?;

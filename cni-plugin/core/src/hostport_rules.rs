@@ -94,11 +94,15 @@ impl Kind {
     }
 }
 
+/// The key of a port, whatever the address.
+fn port_key(forwarding: &Forwarding) -> Value {
+    Value::concat([Value::proto(forwarding.protocol), Value::port(forwarding.port)])
+}
+
 /// The key of a port, with `before` in front.
 fn key(forwarding: &Forwarding, before: Option<Value>) -> Value {
     let host = forwarding.host.map(Value::from);
-    let port = [Value::proto(forwarding.protocol), Value::port(forwarding.port)];
-    Value::concat(before.into_iter().chain(host).chain(port))
+    Value::concat(before.into_iter().chain(host).chain([port_key(forwarding)]))
 }
 
 /// Adds sets and chains; `mark` is the bit that means "replace the source".
@@ -164,17 +168,14 @@ pub(crate) fn source_rules(mark: u32) -> Vec<Rule> {
     [marked].into_iter().chain(from_localhost).collect()
 }
 
-/// The elements of `forwardings`, each with the one that it is about.
-pub(crate) fn entries<'a>(
-    forwardings: &'a [Forwarding],
-    whose: &'a str,
-) -> impl Iterator<Item = (&'a Forwarding, Entry)> {
+/// The elements of `forwardings`.
+pub(crate) fn entries(forwardings: &[Forwarding], whose: &str) -> impl Iterator<Item = Entry> {
     forwardings.iter().flat_map(move |forwarding| {
         let kind = Kind::of(forwarding);
         let to = Value::concat([Value::from(forwarding.pod), Value::port(forwarding.container_port)]);
         let entry = |set: &'static str, spec: SetSpec, before: Option<Value>, element: Element| {
             let key = Key::One(key(forwarding, before));
-            (forwarding, Entry { set, spec, key, element: element.comment(whose) })
+            Entry { set, spec, key, element: element.comment(whose) }
         };
         let hairpin = forwarding.behind.as_ref().map(|behind| {
             let from = Some(Value::interface(behind));
@@ -212,7 +213,7 @@ pub(crate) fn sets() -> impl Iterator<Item = (&'static str, SetSpec)> {
 /// that would hide it: the map, and its key if that is the only one to look at.
 pub(crate) fn rivals(forwarding: &Forwarding) -> (&'static str, SetSpec, Option<Value>) {
     let other = Kind::at(forwarding.pod.is_ipv4(), forwarding.host.is_some());
-    let key = forwarding.host.map(|_| key(&Forwarding { host: None, ..forwarding.clone() }, None));
+    let key = forwarding.host.map(|_| port_key(forwarding));
     (other.ports, other.ports_spec(), key)
 }
 
@@ -222,8 +223,7 @@ pub(crate) fn is_in_the_way(map: &str, found: &Key, forwarding: &Forwarding) -> 
         return *found.first() == key(forwarding, None);
     }
     // What differs is the address.
-    let port = key(&Forwarding { host: None, ..forwarding.clone() }, None);
-    found.first().as_bytes().ends_with(port.as_bytes())
+    found.first().as_bytes().ends_with(port_key(forwarding).as_bytes())
 }
 
 /// The map that `forwarding` is an element of.

@@ -129,7 +129,7 @@ impl Nat<'_> {
     }
 
     fn entries(&self) -> impl Iterator<Item = Entry> {
-        let ports = hostport_rules::entries(self.ports, self.whose).map(|(_, entry)| entry);
+        let ports = hostport_rules::entries(self.ports, self.whose);
         masquerade::entries(self.masqueraded, self.whose).chain(ports)
     }
 
@@ -273,8 +273,8 @@ impl Nat<'_> {
             }
         }
         for port in self.ports {
-            let entries = hostport_rules::entries(std::slice::from_ref(port), self.whose);
-            if !entries.into_iter().all(|(_, entry)| holds(&entry)) {
+            let mut entries = hostport_rules::entries(std::slice::from_ref(port), self.whose);
+            if !entries.all(|entry| holds(&entry)) {
                 missing.push(format!("host port {port} does not lead to {}", port.pod));
             }
         }
