@@ -39,6 +39,9 @@ const NEVER: &[(&str, &[&str])] = &[
     ("linux", &["tokio", "async-std", "futures-util"]),
 ];
 
+/// The one file that executes programs: plugins of other packages, as the CNI specification says.
+const EXECUTES: &str = "/cni-plugin/src/foreign.rs:";
+
 /// Everything that is not the product.
 const NOT_PRODUCT: &[&str] = &["testkit", "netns-tests", "bench"];
 
@@ -282,7 +285,8 @@ fn no_program_runs_another_one() {
     let all = packages();
     let product: Vec<_> = ours(&all).filter(|(name, _)| !NOT_PRODUCT.contains(name)).collect();
     let words = ["process::Command", "execve(", "execvp(", "posix_spawn"];
-    let faults: Vec<_> = product.iter().flat_map(|(_, package)| lines_with(package, &words)).collect();
+    let lines = product.iter().flat_map(|(_, package)| lines_with(package, &words));
+    let faults: Vec<_> = lines.filter(|line| !line.contains(EXECUTES)).collect();
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
