@@ -46,6 +46,18 @@ fn the_containers_ethernet_address_comes_by_every_way() -> Result<()> {
 }
 
 #[test]
+fn an_error_names_the_pod_that_it_is_about() -> Result<()> {
+    let Some(bed) = Bed::new("about")? else { return Ok(()) };
+    let mut add = command(&testkit::bin("flannel"), "ADD", &Who::new("c1", &bed.host));
+    add.env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAME=web;K8S_POD_NAMESPACE=default;K8S_POD_UID=7");
+    let answer = feed(add, bed.bridge().to_string().as_bytes());
+    answer.error();
+    let document: Value = serde_json::from_str(&answer.out)?;
+    assert_eq!(document["details"], "network net, container c1, interface eth0, pod default/web");
+    Ok(())
+}
+
+#[test]
 fn udev_finds_addresses_set_and_pods_hear_no_routers() -> Result<()> {
     let Some(bed) = Bed::new("assigned")? else { return Ok(()) };
     let pod = Netns::new()?;
