@@ -94,6 +94,8 @@ fn refuse_second(socket: &mut RouteSocket, record: &Held, who: &Attachment) -> R
 /// What this attachment will have, besides addresses.
 fn planned(call: &Call, bridge: &Bridge) -> Vec<Trace> {
     let mut traces = vec![Trace::Host(own_namespace())];
+    let is_plain = |name: &&String| name.chars().all(|c| c.is_ascii_alphanumeric() || "/.-".contains(c));
+    traces.extend(call.args.pod.as_ref().filter(is_plain).cloned().map(Trace::Pod));
     traces.extend(bridge.ip_masq.then_some(Trace::Masquerade));
     traces.extend(call.network.is_handed("portMappings").then_some(Trace::HostPorts));
     traces.extend(call.network.is_handed("bandwidth").then_some(Trace::Limits));

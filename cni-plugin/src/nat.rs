@@ -21,37 +21,39 @@ pub(crate) fn start<'a>(call: &'a Call, nat: &Nat<'_>, undo: &mut Undo<'a>) -> R
     let pods = nat.masqueraded.is_empty().then_some(&[][..]);
     let take_back = move || stop(&mut open()?, &call.who, pods, true).map(drop);
     undo.push(take_back);
-    match set(&mut socket, nat)? {
-        Err(_) if sweep::sweep(&Records::of(&call.network)?, true)? > 0 => set(&mut socket, nat)?,
+    let records = Records::of(&call.network)?;
+    let done = match set(&mut socket, nat)? {
+        Err(_) if sweep::sweep(&records, true)? > 0 => set(&mut socket, nat)?,
         done => done,
-    }
-    .map_err(Error::from)
-}
-
-fn set(socket: &mut Socket, nat: &Nat<'_>) -> Result<Result<(), Taken>, Error> {
-    persist(|| {
-        let generation = socket.generation()?;
-        match change(socket, nat)? {
-            Ok(change) => socket.commit_at(&change, Some(generation)).map(Ok),
-            Err(taken) => Ok(Err(taken)),
-        }
+    };
+    done.map_err(|taken| {
+        let pod = taken.owner().and_then(|owner| records.pod_of(&owner));
+        taken.into_error(pod.as_deref())
     })
 }
 
-/// The change that sets `nat`, by what is there now.
-fn change(socket: &mut Socket, nat: &Nat<'_>) -> Result<Result<Transaction, Taken>, linux::Error> {
+fn set(socket: &mut Socket, nat: &Nat<'_>) -> Result<Result<(), Taken>, Error> {
     let (family, table) = nat_table();
-    let rules = socket.all_rules(family, &table)?;
-    if !rules.is_empty() {
-        let seen = answers(socket, nat.questions())?;
-        match nat.claim(&rules, &seen) {
-            Ok(None) => {}
-            Ok(Some(change)) => return Ok(Ok(change)),
-            Err(taken) => return Ok(Err(taken)),
+    persist(|| {
+        let generation = socket.generation()?;
+        let rules = socket.all_rules(family, &table)?;
+        let claim = if rules.is_empty() {
+            Ok(None)
+        } else {
+            let seen = answers(socket, nat.questions())?;
+            nat.claim(&rules, &seen)
+        };
+        let (change, is_contended) = match claim {
+            // Nobody else may want what is for this container's addresses alone.
+            Ok(Some(change)) => (Ok(change), !nat.ports.is_empty()),
+            Ok(None) => (nat.repair(socket.table(family, &table)?.as_ref()), true),
+            Err(taken) => (Err(taken), true),
+        };
+        match change {
+            Ok(change) => socket.commit_at(&change, is_contended.then_some(generation)).map(Ok),
+            Err(taken) => Ok(Err(taken)),
         }
-    }
-    let have = socket.table(family, &table)?;
-    Ok(nat.repair(have.as_ref()))
+    })
 }
 
 fn answers(socket: &mut Socket, questions: Questions) -> Result<Elements, linux::Error> {

@@ -56,6 +56,12 @@ impl Records {
         self.state.join("networks").join(format!("{}.{what}", self.network))
     }
 
+    /// The pod of `who`, an attachment to any network, where its record says so.
+    pub(crate) fn pod_of(&self, who: &Attachment) -> Option<String> {
+        let path = self.state.join("attachments").join(&who.network).join(who.record_name());
+        Record::parse(&fs::read(path).ok()?).pod
+    }
+
     /// Takes the record of `who`, which it makes where there is none.
     pub(crate) fn take(&self, who: &Attachment) -> Result<Held, Error> {
         let path = self.folder.join(who.record_name());

@@ -13,7 +13,7 @@ use ruleset::{
 };
 
 use crate::{
-    Code, Error, Forwarding, HostAddress,
+    Attachment, Code, Error, Forwarding, HostAddress,
     hostport::mark,
     hostport_class::Class,
     hostport_rules::{self, Translated},
@@ -385,17 +385,27 @@ pub fn unmasquerade(pods: &[HostAddress]) -> Transaction {
     change
 }
 
-impl From<Taken> for Error {
-    fn from(Taken { port, owner }: Taken) -> Self {
-        let whose = match owner.strip_prefix(netmodel::MARK).map(|owner| owner.split('/').collect::<Vec<_>>())
-        {
-            Some(parts) if parts.len() == 3 => {
-                format!("container {} (interface {}, network {})", parts[1], parts[2], parts[0])
+impl Taken {
+    /// Who has the port; `None` where the mark does not say it in full.
+    #[must_use]
+    pub fn owner(&self) -> Option<Attachment> {
+        let mut parts = self.owner.strip_prefix(netmodel::MARK)?.splitn(3, '/').map(str::to_owned);
+        let (network, container, ifname) = (parts.next()?, parts.next()?, parts.next()?);
+        Some(Attachment { network, container, ifname: ifname.parse().ok()? })
+    }
+
+    /// The error of whoever wanted it; `pod` is the owner's.
+    #[must_use]
+    pub fn into_error(self, pod: Option<&str>) -> Error {
+        let whose = match self.owner() {
+            Some(Attachment { network, container, ifname }) => {
+                let pod = pod.map(|pod| format!("pod {pod}, ")).unwrap_or_default();
+                format!("{pod}container {container} (interface {ifname}, network {network})")
             }
-            _ if owner.is_empty() => "an unknown owner".to_owned(),
-            _ => owner,
+            None if self.owner.is_empty() => "an unknown owner".to_owned(),
+            None => self.owner,
         };
-        Self::new(Code::Taken, format!("host port {port} is taken by {whose}"))
+        Error::new(Code::Taken, format!("host port {} is taken by {whose}", self.port))
     }
 }
 

@@ -22,6 +22,8 @@ pub enum Trace {
     Folder(String),
     /// The address of the range set with that number.
     Address(usize, HostAddress),
+    /// The pod that the container is of, for messages.
+    Pod(String),
     /// The addresses are masqueraded.
     Masquerade,
     /// What was delegated is in that file.
@@ -43,6 +45,8 @@ pub struct Record {
     pub folder: Option<String>,
     /// [`Trace::Address`], oldest first; of a set there may be several.
     pub addresses: Vec<(usize, HostAddress)>,
+    /// [`Trace::Pod`].
+    pub pod: Option<String>,
     /// [`Trace::Masquerade`].
     pub masqueraded: bool,
     /// [`Trace::Scratch`].
@@ -69,6 +73,7 @@ impl Trace {
             Self::Host(namespace) => format!("host {namespace}\n"),
             Self::Folder(path) => format!("folder {path}\n"),
             Self::Address(set, address) => format!("address {set} {address}\n"),
+            Self::Pod(name) => format!("pod {name}\n"),
             Self::Masquerade => "masquerade\n".to_owned(),
             Self::Scratch(path) => format!("scratch {path}\n"),
             Self::HostPorts => "hostports\n".to_owned(),
@@ -99,6 +104,7 @@ impl Record {
                 }
                 ("scratch", path) if path.starts_with('/') => record.scratch = Some(path.to_owned()),
                 ("address", rest) => record.addresses.extend(numbered(rest)),
+                ("pod", name) => record.pod = Some(name.to_owned()),
                 ("masquerade", "") => record.masqueraded = true,
                 ("hostports", "") => record.host_ports = true,
                 ("limits", "") => record.limits = true,
@@ -180,6 +186,7 @@ mod tests {
             Trace::Address(0, pod("10.1.0.2")),
             Trace::Address(1, pod("fd00::2")),
             Trace::Address(0, pod("10.1.0.2")),
+            Trace::Pod("default/web".into()),
             Trace::Masquerade,
             Trace::Scratch("/var/lib/cni/flannel/c1".into()),
             Trace::HostPorts,
@@ -190,7 +197,7 @@ mod tests {
         let record = Record::parse(text.as_bytes());
         assert!(record.whole && record.masqueraded && record.host_ports && record.limits);
         assert_eq!(record.scratch.as_deref(), Some("/var/lib/cni/flannel/c1"));
-        assert_eq!(record.host.as_deref(), Some("4:7"));
+        assert_eq!((record.host.as_deref(), record.pod.as_deref()), (Some("4:7"), Some("default/web")));
         assert_eq!(record.folder.as_deref(), Some("/var/lib/cni/networks/a b"));
         assert_eq!(record.pods(), [pod("10.1.0.2"), pod("fd00::2")]);
         assert_eq!(Attachment::in_record("n", text.as_bytes()), Some(who("c1", "eth0")));

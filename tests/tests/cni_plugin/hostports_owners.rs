@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use testkit::{Cmd, Netns};
 
 use crate::{
-    bed::{Bed, Who, call, with},
+    bed::{Bed, Who, call, command, feed, with},
     hostports_lab::{Lab, ask, expect, is_silent, tcp, udp},
 };
 
@@ -33,6 +33,22 @@ fn a_taken_port_is_refused_by_name_of_its_owner() -> Result<()> {
     lab.del(&one, &json!([tcp(8080), udp(8081)]));
     lab.del(&one, &json!([]));
     expect(ask(&lab.outside, "192.0.2.1:8080"), "two", "192.0.2.9");
+    Ok(())
+}
+
+#[test]
+fn a_pod_of_kubernetes_is_named() -> Result<()> {
+    let Some(lab) = Lab::new("hostpod")? else { return Ok(()) };
+    let (one, two) = (Lab::pod("one")?, Lab::pod("two")?);
+    let config = lab.config(&json!([tcp(8080)]));
+    let mut add = command(&testkit::bin("flannel"), "ADD", &one.who);
+    add.env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web");
+    feed(add, config.to_string().as_bytes()).result();
+    let text = lab.try_add(&two, &json!([tcp(8080)])).error().1;
+    assert!(
+        text.ends_with("is taken by pod default/web, container one (interface eth0, network net)"),
+        "{text}"
+    );
     Ok(())
 }
 

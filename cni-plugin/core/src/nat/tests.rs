@@ -125,7 +125,7 @@ fn a_port_has_one_owner() {
         let by_asking = kernel.set(&nat(B, &[], &b)).err();
         assert_eq!(by_listing, by_asking);
         assert_eq!(by_asking.is_some(), kernel.owned_by(B) == 0);
-        by_asking.map(|taken| Error::from(taken).msg)
+        by_asking.map(|taken| taken.into_error(None).msg)
     };
     let any = mapping(80, "");
     let by_a =
@@ -144,6 +144,20 @@ fn a_port_has_one_owner() {
     ] {
         assert_eq!(taken(&mapping(80, "192.0.2.1"), &free), None, "{free}");
     }
+}
+
+#[test]
+fn an_owner_is_named_as_well_as_it_is_known() {
+    let text = |owner: &str, pod| {
+        Taken { port: "80/tcp".into(), owner: owner.into() }
+            .into_error(pod)
+            .msg
+            .replace("host port 80/tcp is taken by ", "")
+    };
+    assert_eq!(text(A, Some("default/web")), "pod default/web, container a (interface eth0, network n)");
+    assert_eq!(text(A, None), "container a (interface eth0, network n)");
+    assert_eq!(text("", None), "an unknown owner");
+    assert_eq!(text("weft:n/eth0", None), "weft:n/eth0");
 }
 
 #[test]
