@@ -200,6 +200,21 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_conditions_are_read_without_harm(
+            words in proptest::collection::vec("ip6?|saddr|daddr|meta|iifname|!=|[{},]|10\\.0\\.0\\.0/8|fd00::/8|.{0,4}", 0..12),
+            ipv4: bool,
+        ) {
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            if let Ok(Some(class)) = Class::parse("k", &words, ipv4, false) {
+                let mut table = Table::new(Family::Inet, "t");
+                table.chain("usual", Chain::regular([])).chain("c", class.chain("usual", "usual"));
+                assert_eq!(table.check(), Ok(()));
+            }
+        }
+    }
+
     #[test]
     fn one_way_is_one_chain() {
         let class = |text: &str, all| Class::parse("k", &[text], true, all).unwrap();

@@ -142,12 +142,17 @@ fn lo() -> Value {
     "lo".parse().map_or_else(|_| Value::bytes(&[]), |name| Value::interface(&name))
 }
 
-/// An interface that passes `127.0.0.0/8` on (`route_localnet`) would also take it in from the containers.
-fn guard() -> Option<Rule> {
+/// An interface that passes `127.0.0.0/8` on (`route_localnet`) would also take it in from the containers. What
+/// the host itself has translated to there may pass.
+fn guard() -> Vec<Rule> {
+    let inside = loopback().map(|loopback| Field::IpDaddr.within(loopback));
     let begun = Field::CtState.has_any(ct_state::NEW | ct_state::INVALID | ct_state::UNTRACKED);
-    let statements =
-        [Field::Iifname.is_not(lo()), Field::IpDaddr.within(loopback()?), begun, Statement::DROP];
-    Some(Rule::new(statements).comment("weft: loopback addresses stay inside"))
+    let redirected = [Field::CtStatus.has_any(ct_status::DNAT), Statement::RETURN];
+    let others = [Field::Iifname.is_not(lo()), begun, Statement::DROP];
+    vec![
+        Rule::new(inside.clone().into_iter().chain(redirected)),
+        Rule::new(inside.into_iter().chain(others)).comment("weft: loopback addresses stay inside"),
+    ]
 }
 
 /// The rules that replace sources, for the postrouting hook.

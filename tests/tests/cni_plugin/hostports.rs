@@ -66,6 +66,10 @@ fn loopback_addresses_of_the_host_stay_closed_to_pods() -> Result<()> {
         pod.netns.cmd(line).ok()?;
     }
     assert!(is_silent(&pod.netns, "127.0.0.1:7070")?);
+    let translated = "table ip other { chain prerouting { type nat hook prerouting priority -100;
+        tcp dport 7071 dnat to 127.0.0.1:7070; }; }";
+    Cmd::new("nft -f -").stdin(translated).ok()?;
+    expect(ask(&pod.netns, "10.99.0.1:7071"), "private", "10.99.0.2");
     // It is that rule, and no accident, which keeps them out.
     Cmd::new("nft flush chain inet weft-cni input").ok()?;
     expect(ask(&pod.netns, "127.0.0.1:7070"), "private", "10.99.0.2");
