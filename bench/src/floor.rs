@@ -134,7 +134,7 @@ fn add(near: &IfName, pod: &Netns, address: IpAddr) -> Result<()> {
         peer_namespace: pod,
     };
     let indexes = host.add_veth(&veth)?;
-    let port = BridgePort { hairpin: true, isolated: false };
+    let port = BridgePort { hairpin: true, ..BridgePort::default() };
     host.request(&link::set_port(indexes.near, near, port))?;
     let mut inside = RouteSocket::open_in(pod)?;
     let route = Route {

@@ -176,6 +176,33 @@ fn a_destination_may_have_several_gateways() -> Result<()> {
 }
 
 #[test]
+fn two_interfaces_may_both_be_the_way_out() -> Result<()> {
+    let Some(bed) = Bed::new("twogates")? else { return Ok(()) };
+    let pod = Netns::new()?;
+    let first = Who::new("c1", &pod);
+    let second = Who { ifname: "eth1".into(), ..first.clone() };
+    let ipam = json!({"type": "host-local", "dataDir": bed.path("networks"), "subnet": "10.98.0.0/24"});
+    let other = with(&bed.bridge(), &json!({"name": "other", "bridge": "br1", "ipam": ipam}));
+    let mut ends = Vec::new();
+    for (who, config) in [(&first, bed.bridge()), (&second, other)] {
+        let result = call("ADD", who, &config).result();
+        ends.push((who, with(&config, &json!({"prevResult": result}))));
+    }
+    let defaults = || -> Result<Vec<Value>> {
+        let list = pod.cmd("ip -j route show default").json()?;
+        Ok(list.as_array().into_iter().flatten().map(|route| route["dev"].clone()).collect())
+    };
+    assert_eq!(defaults()?, [json!("eth0"), json!("eth1")], "the first one counts");
+    for (who, config) in &ends {
+        call("CHECK", who, config).silent();
+    }
+    call("DEL", ends[0].0, &ends[0].1).silent();
+    assert_eq!(defaults()?, [json!("eth1")]);
+    call("CHECK", ends[1].0, &ends[1].1).silent();
+    Ok(())
+}
+
+#[test]
 fn ipv6_addresses_outlast_a_pause_of_the_interface() -> Result<()> {
     let Some(bed) = Bed::new("pause")? else { return Ok(()) };
     let pod = Netns::new()?;
