@@ -8,6 +8,7 @@
 mod address;
 mod attachment;
 mod bridge;
+mod chain;
 mod check;
 mod error;
 mod flannel;
