@@ -44,7 +44,8 @@ pub(crate) fn lease_from<'a>(
     network: &'a Network,
     undo: &mut Undo<'a>,
 ) -> Result<Leased, Error> {
-    // It may have done half of it even where it failed.
+    // One that is not there has done nothing; any other may have done half of it even where it failed.
+    foreign::find(kind)?;
     undo.push(|| foreign::run(kind, "DEL", network).map(drop));
     Leased::from_result(Outcome::of_text(&foreign::run(kind, "ADD", network)?)?)
 }

@@ -69,12 +69,16 @@ fn look(call: &Call, bridge: &Bridge, netns: &Netns) -> Result<Seen, linux::Erro
             };
             seen.routes.extend(routes.iter().flat_map(|r| ways(r).into_iter().map(|gw| (r.destination, gw))));
         }
-        let near = host_end(&mut host, pod)?;
-        seen.host_joined = near
-            .as_ref()
-            .map(|near| near.master.is_some() && near.master == device.as_ref().map(|device| device.index));
-        let open = near.filter(|near| bridge.guarded && !near.port.is_some_and(|port| port.locked));
-        seen.missing.extend(open.map(|near| format!("{} lets in any Ethernet address", near.name)));
+        if let Some(near) = host_end(&mut host, pod)? {
+            let joined = near.master.is_some() && near.master == device.as_ref().map(|device| device.index);
+            seen.host_joined = Some(joined);
+            if bridge.guarded && !near.port.as_ref().is_some_and(|port| port.locked) {
+                seen.missing.push(format!("{} lets in any Ethernet address", near.name));
+            }
+            if !near.up {
+                seen.missing.push(format!("the host's end of {} is down", call.who.ifname));
+            }
+        }
     }
     seen.bridge = device.map(|link| summary(&link, &Kind::Bridge));
     seen.pod = pod.map(|link| summary(&link, &Kind::Veth));

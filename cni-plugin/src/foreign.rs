@@ -38,7 +38,10 @@ pub(crate) fn run(kind: &str, verb: &str, network: &Network) -> Result<String, E
 }
 
 /// The file of that name in the first folder of `CNI_PATH` that has it.
-fn find(kind: &str) -> Result<PathBuf, Error> {
+///
+/// # Errors
+/// None has it.
+pub(crate) fn find(kind: &str) -> Result<PathBuf, Error> {
     let path = env::var_os("CNI_PATH").unwrap_or_default();
     let is_program = |file: &PathBuf| {
         fs::metadata(file).is_ok_and(|about| about.is_file() && about.permissions().mode() & 0o111 != 0)

@@ -130,11 +130,20 @@ fn answer(invocation: Invocation, mut network: Network) -> Result<Option<String>
     let who = Attachment { network: network.name.clone(), container, ifname };
     let call = Call { who, netns, args, network };
     let answer = match verb {
-        Verb::Add => (plugin.add)(&call).map(Some),
+        Verb::Add => (plugin.add)(&call).and_then(|result| tell(&plugin, &call, &result)).map(|()| None),
         Verb::Del => (plugin.del)(&call).map(|()| None),
         Verb::Check => (plugin.check)(&call).map(|()| None),
     };
     answer.map_err(|error| call.describe(error))
+}
+
+/// Prints the result of ADD; what nobody can be told of is taken back.
+fn tell(plugin: &Plugin, call: &Call, result: &str) -> Result<(), Error> {
+    writeln!(io::stdout(), "{result}").map_err(|e| {
+        // The runtime calls DEL, too.
+        let _ = (plugin.del)(call);
+        Error::new(Code::Io, format!("failed to write the result: {}", failure::reason(&e)))
+    })
 }
 
 /// The name that this program was called by, without its folder.

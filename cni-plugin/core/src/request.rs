@@ -152,14 +152,14 @@ impl Arguments {
     /// Reads `KEY=VALUE;KEY=VALUE`.
     ///
     /// # Errors
-    /// Code 4: a pair without `=`, a wrong value, or an unknown key without `IgnoreUnknown`.
+    /// Code 4: a pair that is not one key, one `=` and one value, a wrong value, or an unknown key without `IgnoreUnknown`.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let mut found = Self::default();
         let (mut unknown, mut ignore) = (Vec::new(), false);
         let (mut namespace, mut name) = (None, None);
         for pair in text.split(';').filter(|p| !p.is_empty()) {
-            let (key, value) =
-                pair.split_once('=').ok_or_else(|| bad(format!("ARGS: invalid pair {pair:?}")))?;
+            let sides = pair.split_once('=').filter(|(_, value)| !value.contains('='));
+            let (key, value) = sides.ok_or_else(|| bad(format!("ARGS: invalid pair {pair:?}")))?;
             match key {
                 "IgnoreUnknown" => ignore = yes_or_no(value)?,
                 "IP" => found.ip = Some(value.to_owned()),
