@@ -2,7 +2,7 @@
 
 use cni_core::{
     Attachment, Code, Elements, Error, HostAddress, Nat, Questions, Taken, Translated, masquerade_sets, mend,
-    nat_sweep, nat_table, port_sets, unmasquerade, unused_subnets,
+    nat_sweep, nat_table, port_sets, unmasquerade, unused_classes, unused_subnets,
 };
 use linux::{Retry, nft::Socket};
 use ruleset::{Name, SetSpec, Transaction};
@@ -130,10 +130,11 @@ pub(crate) fn sweep(is_doomed: impl Fn(&str) -> bool) -> Result<Vec<Translated>,
         let mut change = have.as_ref().map_or_else(|| Transaction::new(family, &table), mend);
         // Where that can't be foretold, the kernel refuses it as well.
         let _ = ruleset::apply(&mut have, &change);
-        let sets = have.into_iter().flat_map(|have| have.sets);
-        let seen = sets.map(|(name, set)| (name, set.elements)).collect();
+        let Some(have) = have else { return Ok(Vec::new()) };
+        let classes = unused_classes(&have, &is_doomed);
+        let seen = have.sets.into_iter().map(|(name, set)| (name, set.elements)).collect();
         let (doomed, ended) = nat_sweep(&seen, &is_doomed);
-        change.extend(doomed).extend(unused_subnets(&seen, &is_doomed));
+        change.extend(doomed).extend(unused_subnets(&seen, &is_doomed)).extend(classes);
         socket.commit_at(&change, Some(generation)).map(|()| ended)
     })
 }

@@ -374,6 +374,21 @@ pub fn unused_subnets(seen: &Elements, doomed: impl Fn(&str) -> bool) -> Transac
     change
 }
 
+/// The change that takes out the chains of `have` that only elements whose comment is `doomed` lead to, or none.
+/// To be made behind the elements' own.
+#[must_use]
+pub fn unused_classes(have: &Observed, doomed: impl Fn(&str) -> bool) -> Transaction {
+    let stays = |element: &&Element| !element.comment.as_deref().is_some_and(&doomed);
+    let elements = have.sets.values().flat_map(|set| set.elements.values());
+    let used: Vec<&Name> = elements.filter(stays).filter_map(class_of).collect();
+    let mut change = Transaction::new(have.family, &have.name);
+    for name in have.chains.keys().filter(|name| Class::is_name(name) && !used.contains(name)) {
+        change.push(Change::FlushChain { name: name.clone() });
+        change.push(Change::DeleteChain { name: name.clone() });
+    }
+    change
+}
+
 /// The change that ends masquerading of `pods`.
 #[must_use]
 pub fn unmasquerade(pods: &[HostAddress]) -> Transaction {

@@ -145,9 +145,13 @@ fn gc_ends_the_host_ports_of_the_dead_alone() -> Result<()> {
     for (port, name) in [(82, "c2"), (83, "c3")] {
         expect(ask(&lab.outside, &format!("192.0.2.1:{port}")), name, "192.0.2.9");
     }
+    let some =
+        with(&lab.config(&json!([tcp(84)])), &json!({"conditionsV4": ["iifname out0"], "masqAll": true}));
+    call("ADD", &Lab::pod("c4")?.who, &some).result();
     let chained = with(&config, &json!({"type": "portmap", "cni.dev/valid-attachments": []}));
     call("GC", &pods[0].who, &chained).silent();
-    assert_eq!(Lab::elements_of("c2")?, 0);
+    assert_eq!((Lab::elements_of("c2")?, Lab::elements_of("c4")?), (0, 0));
+    assert!(!Cmd::new("nft list table inet weft-cni").ok()?.stdout.contains("chain class-"));
     Ok(())
 }
 

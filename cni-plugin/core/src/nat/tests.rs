@@ -230,6 +230,9 @@ fn unusual_ports_have_chains_that_others_keep() {
         kernel.0.iter().flat_map(|have| have.chains.keys()).filter(|name| Class::is_name(name)).count()
     };
     assert_eq!(classes(&kernel), 3);
+    let unused =
+        |owner: &str| unused_classes(kernel.0.as_ref().unwrap(), |found| found == owner).changes.len();
+    assert_eq!((unused("nobody"), unused(A), unused(B)), (0, 4, 2));
     kernel.0.as_mut().unwrap().chains.get_mut(&POSTROUTING.into()).unwrap().rules.clear();
     kernel.set(&nat(B, &[], &some)).unwrap();
     assert_eq!(classes(&kernel), 3);
