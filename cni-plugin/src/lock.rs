@@ -19,7 +19,7 @@ use rustix::{
 use crate::failure;
 
 /// How long ADD and DEL wait for others in all. Runtimes give up much later.
-const PATIENCE: Duration = Duration::from_secs(9);
+const PATIENCE: Duration = Duration::from_secs(8);
 
 /// When this program first asked how long to wait.
 static START: OnceLock<Instant> = OnceLock::new();

@@ -11,9 +11,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cni_core::{Attachment, Error, Network, Record, Trace, owner_of, state_dir};
+use cni_core::{Attachment, Code, Error, Network, Record, Trace, owner_of, state_dir};
 
 use crate::{failure, lock};
+
+/// How often a record is taken again because its last owner removed it meanwhile.
+const ATTEMPTS: usize = 100;
 
 /// The longest record that is read: hundreds of times a usual one.
 const LONGEST: u64 = 1 << 18;
@@ -66,7 +69,7 @@ impl Records {
     pub(crate) fn take(&self, who: &Attachment) -> Result<Held, Error> {
         let path = self.folder.join(who.record_name());
         let failed = |e: io::Error| failure::file("create", &path, &e);
-        loop {
+        for _ in 0..ATTEMPTS {
             let mut options = OpenOptions::new();
             options.read(true).append(true).create(true).mode(0o600);
             let file = match options.open(&path) {
@@ -82,6 +85,8 @@ impl Records {
                 return Held::read(path, file, Some(who.clone()));
             }
         }
+        let text = format!("{} kept vanishing while it was being taken", path.display());
+        Err(Error::new(Code::TryAgainLater, text))
     }
 
     /// Takes the record of `who` if there is one.

@@ -49,7 +49,9 @@ impl Drop for Undo<'_> {
         while let Some(take_back) = self.steps.pop() {
             tell(take_back());
         }
-        if let Some(record) = self.record.filter(|_| !failed) {
+        // An ADD that was cut short before this one may have left what this one never came to.
+        let is_all = |record: &&Held| !failed && record.before.addresses.is_empty();
+        if let Some(record) = self.record.filter(is_all) {
             let _ = record.remove();
         }
     }

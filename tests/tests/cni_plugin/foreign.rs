@@ -97,6 +97,7 @@ fn every_verb_reaches_a_foreign_ipam_and_its_error_is_passed_on() -> Result<()> 
     ask(&bed, "ADD", &Who::new("c2", &other), &config).error();
     let (_, text) = ask(&bed, "ADD", &who, &with(&config, &json!({"ipam": {"type": "absent"}}))).error();
     assert!(text.starts_with("failed to find plugin \"absent\" in path ["), "{text}");
+    assert!(bed.records("net").is_empty());
     assert_eq!(bed.veths()?.len(), 0);
     Ok(())
 }
