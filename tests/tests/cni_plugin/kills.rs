@@ -1,4 +1,4 @@
-//! `kill -9` at random moments, then DEL: nothing is left.
+//! `kill -9` at random moments, then DEL, GC or a sweep: nothing is left.
 
 use std::{
     fs,
@@ -14,15 +14,13 @@ use testkit::{Cmd, Netns, Random, bin};
 
 use crate::bed::{Bed, Who, call, command, with};
 
-/// Starts a call and kills it after `delay`. True if it had ended by itself.
-fn kill_after(delay: Duration, verb: &str, who: &Who, config: &Value) -> bool {
+/// Starts a call and kills it after `delay`.
+fn kill_after(delay: Duration, verb: &str, who: &Who, config: &Value) {
     let mut child = command(&bin("flannel"), verb, who).spawn().expect("the plugin starts");
     let _ = child.stdin.take().expect("a pipe").write_all(config.to_string().as_bytes());
     thread::sleep(delay);
-    let ended = child.try_wait().expect("its state").is_some();
     let _ = child.kill();
     child.wait().expect("its end");
-    ended
 }
 
 /// How long an undisturbed call takes.
@@ -31,93 +29,6 @@ fn usual(verb: &str, who: &Who, config: &Value) -> Duration {
     let answer = call(verb, who, config);
     assert_eq!(answer.code, Some(0), "{answer:?}");
     start.elapsed()
-}
-
-/// Every file below `folder`.
-fn files(folder: &Path) -> Vec<String> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry.path().is_dir() {
-            found.extend(files(&entry.path()));
-        } else {
-            found.push(entry.path().display().to_string());
-        }
-    }
-    found.sort();
-    found
-}
-
-fn assert_clean(bed: &Bed, pod: &Netns, undisturbed: &[String], what: &str) -> Result<()> {
-    assert_eq!(files(bed.dir.path()), undisturbed, "{what}");
-    assert_eq!(bed.veths()?, Vec::<String>::new(), "{what}");
-    let links = pod.cmd("ip -j link").json()?;
-    assert_eq!(links.as_array().map(Vec::len), Some(1), "{what}: {links}");
-    // No table, or none of its elements.
-    let masqueraded = Cmd::new("nft list table inet weft-cni").run()?.stdout;
-    assert!(!masqueraded.contains("weft:cbr0/"), "{what}: {masqueraded}");
-    Ok(())
-}
-
-fn hammer(verb: &str, masquerade: bool, kills: u32) -> Result<()> {
-    let Some(bed) = Bed::new("kills")? else { return Ok(()) };
-    let mut random = Random::printed();
-    let (pod, mut config) = (Netns::new()?, bed.flannel()?);
-    config["delegate"]["ipMasq"] = masquerade.into();
-    if masquerade {
-        let ports = json!([{"hostPort": 8080, "containerPort": 80}, {"hostPort": 53, "containerPort": 53, "protocol": "udp"}]);
-        config["capabilities"] = json!({"portMappings": true});
-        config["runtimeConfig"] = json!({"portMappings": ports});
-    }
-    let who = Who::new("c1", &pod);
-    usual("ADD", &who, &config);
-    usual("DEL", &who, &config);
-    let undisturbed = files(bed.dir.path());
-    // The shortest of a few: the machine does other things too.
-    let pairs = (0..8).map(|_| (usual("ADD", &who, &config), usual("DEL", &who, &config)));
-    let (adds, dels): (Vec<_>, Vec<_>) = pairs.unzip();
-    let length = if verb == "ADD" { adds } else { dels }.into_iter().min().unwrap_or_default();
-    let limit = length.max(Duration::from_micros(500)) * 5 / 4;
-    let mut completed = 0;
-    for round in 0..kills {
-        if verb == "DEL" {
-            usual("ADD", &who, &config);
-        }
-        completed += u32::from(kill_after(random.below(limit), verb, &who, &config));
-        if random.number().is_multiple_of(4) {
-            // A runtime that tries again first: a second result, or the first link is in the way.
-            let again = call("ADD", &who, &config);
-            assert!(again.code == Some(0) || again.error().1.ends_with("already exists"), "{again:?}");
-        }
-        let homeless = random.number().is_multiple_of(4);
-        let last = if homeless { who.homeless() } else { who.clone() };
-        call("DEL", &last, &config).silent();
-        assert_clean(&bed, &pod, &undisturbed, &format!("{verb} round {round}, homeless {homeless}"))?;
-    }
-    println!("{verb}: {kills} kills within {limit:?}, {completed} calls had ended before");
-    assert!(completed < kills * 3 / 4, "too few calls were cut short");
-    usual("ADD", &who, &config);
-    pod.cmd("ping -n -c1 -W2 10.42.3.1").ok()?;
-    Ok(())
-}
-
-#[test]
-fn rule_36_add_killed_at_any_moment() -> Result<()> {
-    hammer("ADD", false, 200)
-}
-
-#[test]
-fn rule_36_del_killed_at_any_moment() -> Result<()> {
-    hammer("DEL", false, 200)
-}
-
-#[test]
-fn add_killed_while_it_sets_masquerading_and_host_ports() -> Result<()> {
-    hammer("ADD", true, 60)
-}
-
-#[test]
-fn del_killed_while_it_ends_masquerading_and_host_ports() -> Result<()> {
-    hammer("DEL", true, 60)
 }
 
 /// What an attachment of container `c1` may leave, by foreign tools.

@@ -1,10 +1,8 @@
-//! Rules 25 to 28, 30, 31, 34 and 35: ADD makes what was asked for, and nothing else.
+//! Rules 25 to 28, 30 and 31: ADD makes what was asked for, and nothing else.
 
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, SocketAddrV4},
-    sync::{Barrier, Mutex},
-    thread,
     time::Duration,
 };
 
@@ -16,7 +14,7 @@ use testkit::{
 };
 
 use crate::{
-    bed::{Answer, Bed, Who, addresses, call_of, device, with},
+    bed::{Bed, Who, addresses, call_of, device, with},
     network::{NONE, Network, address, changes, links, on, traces, used},
 };
 
@@ -179,62 +177,6 @@ fn rule_31_another_interface_of_the_same_container_is_its_own() -> Result<()> {
         pod.cmd("ping -n -c1 -W2 10.42.3.1").ok()?;
         first.del(&who);
         assert_eq!(changes(&bed, &before)?, NONE);
-    }
-    Ok(())
-}
-
-/// ADD for each pod, `width` at a time.
-fn add_all(host: &Netns, pods: &[Netns], config: &Value, width: usize) -> Vec<Answer> {
-    let (answers, start, program) = (Mutex::new(Vec::new()), Barrier::new(width), testkit::bin("flannel"));
-    thread::scope(|scope| {
-        for lane in 0..width {
-            let (answers, start, program) = (&answers, &start, &program);
-            scope.spawn(move || {
-                let inside = host.enter().expect("the host's namespace");
-                start.wait();
-                for (at, pod) in pods.iter().enumerate().skip(lane).step_by(width) {
-                    let answer = call_of(program, "ADD", &Who::new(&format!("c{at}"), pod), config);
-                    answers.lock().expect("no panic").push(answer);
-                }
-                drop(inside);
-            });
-        }
-    });
-    answers.into_inner().expect("no panic")
-}
-
-/// As many ADDs at once; each has an address, and there is one bridge with one address.
-fn crowd(bed: &Bed, size: u8, width: usize) -> Result<()> {
-    let pods: Vec<Netns> = (0..size).map(|_| Netns::new()).collect::<Result<_>>()?;
-    let mut network = Network::whole(bed, "1.1.0")?;
-    network.runtime = Value::Null;
-    let config = network.input(0, None);
-    let answers = add_all(&bed.host, &pods, &config, width);
-    let given: BTreeSet<String> = answers.iter().map(|answer| address(&answer.result())).collect();
-    let size = usize::from(size);
-    assert_eq!((given.len(), bed.reservations("cbr0").len(), bed.veths()?.len()), (size, size, size));
-    let bridges = Cmd::new("ip -j link show type bridge").json()?;
-    assert_eq!(bridges.as_array().map(Vec::len), Some(1), "{bridges}");
-    assert_eq!(addresses(&device(&bed.host, "cni0")?), ["10.42.3.1/24"]);
-    pods[size - 1].cmd("ping -n -c1 -W2 10.42.3.1").ok()?;
-    for (at, pod) in pods.iter().enumerate() {
-        network.del(&Who::new(&format!("c{at}"), pod));
-    }
-    assert_eq!((bed.reservations("cbr0").len(), bed.veths()?.len()), (0, 0));
-    Ok(())
-}
-
-#[test]
-fn rule_34_two_hundred_at_once_get_two_hundred_addresses() -> Result<()> {
-    let Some(bed) = Bed::new("rule34")? else { return Ok(()) };
-    crowd(&bed, 200, 25)
-}
-
-#[test]
-fn rule_35_the_first_sixteen_make_one_bridge() -> Result<()> {
-    for _ in 0..3 {
-        let Some(bed) = Bed::new("rule35")? else { return Ok(()) };
-        crowd(&bed, 16, 16)?;
     }
     Ok(())
 }

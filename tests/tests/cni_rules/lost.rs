@@ -49,13 +49,13 @@ fn rule_40_the_namespace_is_missing() -> Result<()> {
             network.del_with(&who, with_result.then_some(result));
             Ok(())
         })?;
-        for path in ["/run/netns/is-gone", "/dev/null", "/proc/self/ns/mnt", "/"] {
-            each(path, |network, who, _pod, result| {
-                let who = Who { netns: path.to_owned(), ..who };
-                network.del_with(&who, with_result.then_some(result));
-                Ok(())
-            })?;
-        }
+    }
+    for (at, path) in ["/run/netns/is-gone", "/dev/null", "/proc/self/ns/mnt", "/"].into_iter().enumerate() {
+        each(path, |network, who, _pod, result| {
+            let who = Who { netns: path.to_owned(), ..who };
+            network.del_with(&who, (at % 2 == 0).then_some(result));
+            Ok(())
+        })?;
     }
     Ok(())
 }
@@ -163,44 +163,53 @@ fn own_files(bed: &Bed, before: &[String]) -> Result<Vec<String>> {
     Ok(now.filter_map(|line| Some(line.strip_prefix(&folder)?.to_owned())).collect())
 }
 
+/// Overwrites or removes one file of an attachment after the other, and at last all of them.
+fn spoiled(bed: &Bed, network: Network<'_>, garbage: Option<&str>, homeless: bool) -> Result<()> {
+    let mut network = network.asking(18_080);
+    let before = used(&mut network)?;
+    for round in 0.. {
+        let pod = Netns::new()?;
+        let who = Who::new("c1", &pod);
+        let result = network.add(&who);
+        let files = own_files(bed, &before)?;
+        let all = round == files.len();
+        let some = if all { &files[..] } else { &files[round..=round] };
+        for file in some {
+            match garbage {
+                Some(garbage) => drop(bed.dir.write(file, garbage)?),
+                None => fs::remove_file(bed.path(file))?,
+            }
+        }
+        if homeless {
+            network.del_bare(&who.homeless());
+        } else {
+            network.del_with(&who, Some(&result));
+        }
+        if all {
+            // Nothing may tell any more whose the address was.
+            network.gc(&[]);
+        }
+        assert_eq!(left(bed, &before)?, NONE, "{garbage:?} in {some:?}, homeless {homeless}");
+        if all {
+            break;
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn rule_46_a_file_of_its_state_is_empty_garbled_or_gone() -> Result<()> {
     let Some(bed) = Bed::new("rule46")? else { return Ok(()) };
-    for garbage in [Some(""), Some("\0\0\0\0"), Some("{\"name\":"), None] {
-        for homeless in [true, false] {
-            for mut network in Network::both(&bed)? {
-                network = network.asking(18_080);
-                let before = used(&mut network)?;
-                let count = {
-                    let pod = Netns::new()?;
-                    network.add(&Who::new("c1", &pod));
-                    let count = own_files(&bed, &before)?.len();
-                    network.del(&Who::new("c1", &pod));
-                    count
-                };
-                // One after the other, and all of them.
-                for broken in 0..=count {
-                    let pod = Netns::new()?;
-                    let who = Who::new("c1", &pod);
-                    let result = network.add(&who);
-                    let files = own_files(&bed, &before)?;
-                    let some = if broken == count { &files[..] } else { &files[broken..=broken] };
-                    for file in some {
-                        match garbage {
-                            Some(garbage) => drop(bed.dir.write(file, garbage)?),
-                            None => fs::remove_file(bed.path(file))?,
-                        }
-                    }
-                    let all = broken == count;
-                    let told = if homeless { None } else { Some(&result) };
-                    network.del_with(&if homeless { who.homeless() } else { who }, told);
-                    if all {
-                        // Nothing tells any more whose the address was.
-                        network.gc(&[]);
-                    }
-                    assert_eq!(left(&bed, &before)?, NONE, "{garbage:?} in {some:?}, homeless {homeless}");
-                }
-            }
+    for (garbage, homeless) in [
+        (Some(""), true),
+        (Some(""), false),
+        (Some("\0\0\0\0"), true),
+        (Some("{\"name\":"), false),
+        (None, true),
+        (None, false),
+    ] {
+        for network in Network::both(&bed)? {
+            spoiled(&bed, network, garbage, homeless)?;
         }
     }
     Ok(())
