@@ -1,10 +1,7 @@
 //! Rules 37, 38, 39, 47 and 48: DEL removes its own, and its own alone.
 
 use std::{
-    fs,
     net::{Ipv4Addr, SocketAddrV4},
-    os::unix::fs::PermissionsExt,
-    path::PathBuf,
     time::Duration,
 };
 
@@ -17,7 +14,7 @@ use testkit::{
 
 use crate::{
     bed::{Bed, Who, call_of, device, with},
-    network::{NAMES, NONE, Network, VERSIONS, address, changes, links, on, traces, used},
+    network::{NAMES, NONE, Network, VERSIONS, address, changes, frozen, links, on, traces, used, wrapped},
 };
 
 #[test]
@@ -133,14 +130,6 @@ fn rule_47_what_a_later_pod_got_is_not_touched() -> Result<()> {
     Ok(())
 }
 
-/// The program behind a script that first takes something away.
-fn wrapped(bed: &Bed, name: &str, text: &str) -> Result<PathBuf> {
-    let program = bed.program("flannel")?;
-    let path = bed.dir.write(&format!("bin/{name}"), format!("#!/bin/sh\n{text} {}\n", program.display()))?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
-    Ok(path)
-}
-
 #[test]
 fn rule_48_input_and_rights_that_are_wrong_are_not_swallowed() -> Result<()> {
     let Some(bed) = Bed::new("rule48")? else { return Ok(()) };
@@ -163,11 +152,7 @@ fn rule_48_input_and_rights_that_are_wrong_are_not_swallowed() -> Result<()> {
     }
     let powerless = wrapped(&bed, "powerless", "exec setpriv --bounding-set=-all --inh-caps=-all")?;
     call_of(&powerless, "DEL", &who, &good).error();
-    let frozen = format!(
-        "exec unshare --mount sh -c 'mount --bind \"$1\" \"$1\"; mount -o remount,bind,ro \"$1\"; exec \"$2\"' sh {}",
-        bed.path("networks").display()
-    );
-    call_of(&wrapped(&bed, "frozen", &frozen)?, "DEL", &who, &good).error();
+    call_of(&frozen(&bed)?, "DEL", &who, &good).error();
     let mut left = traces(&bed)?;
     left.retain(|line| line.contains("networks/cbr0/10."));
     assert!(before.iter().any(|line| *line == left[0]), "the reservation is still there: {left:?}");

@@ -1,8 +1,10 @@
 //! Rule 29: a failure at any step takes back all that this call has made.
 
-use anyhow::Result;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use testkit::{Cmd, Netns, Process};
+use testkit::{Cmd, Netns, Process, eventually};
 
 use crate::{
     bed::{Bed, Who, with},
@@ -127,34 +129,25 @@ fn rule_29_the_state_the_lock_and_the_kernels_tables() -> Result<()> {
     refused(&bed, &mut network, "", &before)?;
     network.plugins[0] = good;
 
-    // Somebody's object of another kind under the name of each of ours.
-    let ruleset = Cmd::new("nft -j list ruleset").json()?;
-    let tables = ruleset["nftables"].as_array().into_iter().flatten().filter_map(|o| o.get("table"));
-    let mut judged = 0;
-    for table in tables.filter_map(|t| Some(format!("{} {}", t["family"].as_str()?, t["name"].as_str()?))) {
-        let text = Cmd::new(format!("nft list table {table}")).ok()?.stdout;
-        let sets = text.lines().filter_map(|l| l.trim().strip_prefix("map ")?.strip_suffix(" {"));
-        let Some(map) = sets.map(str::to_owned).next() else { continue };
-        Cmd::new(format!("nft delete table {table}")).ok()?;
-        let wrong = format!("add table {table}; add map {table} {map} {{ type mark : mark; }}");
-        Cmd::new("nft").arg(wrong).ok()?;
-        let pod = Netns::new()?;
-        if let Err(answer) = network.try_add(&Who::new("c1", &pod)) {
-            answer.error();
-            judged += 1;
-            assert_eq!(links(&pod)?, ["lo"]);
-            assert!(bed.veths()?.is_empty() && bed.reservations("cbr0").is_empty());
-        } else {
-            network.del(&Who::new("c1", &pod));
-        }
-        Cmd::new("nft flush ruleset").ok()?;
-    }
-    println!("{judged} failures of nftables");
+    // Somebody has the table, and nobody else may change it.
+    let tables = Cmd::new("nft list tables").ok()?.stdout;
+    let table = tables.lines().find_map(|line| line.strip_prefix("table ")).context("a table")?;
+    Cmd::new(format!("nft delete table {table}")).ok()?;
+    let own = Cmd::shell(format!("(echo 'add table {table} {{ flags owner; }}'; exec sleep 60) | nft -i"));
+    let owner = Process::spawn(&own, bed.path("bin/owner"))?;
+    let is_owned = || Cmd::new("nft list tables").ok().ok()?.stdout.contains(table).then_some(());
+    eventually(Duration::from_secs(5), is_owned).context("the table of another")?;
+    let pod = Netns::new()?;
+    let (_, text) = network.try_add(&Who::new("c1", &pod)).expect_err("the table is another's").error();
+    assert!(text.contains("not permitted"), "{text}");
+    assert_eq!((links(&pod)?, bed.veths()?, bed.records("cbr0")), (vec!["lo".to_owned()], vec![], vec![]));
+    assert!(bed.reservations("cbr0").is_empty());
+    drop(owner);
 
     let lock = bed.path("networks/cbr0/lock");
     let hold = Cmd::shell(format!("flock {} sh -c 'echo held; exec sleep 60'", lock.display()));
     let mut holder = Process::spawn(&hold, bed.path("bin/holder"))?;
-    holder.wait_for_log("held", std::time::Duration::from_secs(5))?;
+    holder.wait_for_log("held", Duration::from_secs(5))?;
     let before = traces(&bed)?;
     let start = std::time::Instant::now();
     refused(&bed, &mut network, "lock", &before)?;

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use testkit::Netns;
 
 use crate::{
-    bed::{Bed, Who, with},
-    network::{NONE, Network, changes, left, on, traces, used},
+    bed::{Bed, Who, call_of, with},
+    network::{NONE, Network, changes, frozen, left, nobody, on, traces, used},
 };
 
 /// Pods of one network, of which some have two interfaces, each with a host port of its own.
@@ -181,33 +181,16 @@ fn rule_59_it_goes_on_after_an_error_and_reports_it() -> Result<()> {
         assert!(answer.error().1.contains("10.42.3.99"), "{answer:?}");
     }
 
-    // A network of which nothing can be removed, and a part that can.
+    // Reservations can't be removed, but everything else.
     fs::remove_dir_all(&stubborn)?;
     network.add(&Who::new("c1", &one));
-    let reserved = bed.path("networks/cbr0").join(&bed.reservations("cbr0")[0]);
-    let _frozen = Frozen::new(&reserved)?;
-    let answer = network.gc_one(0, &json!({"cni.dev/valid-attachments": []}));
+    let input = with(&network.input(0, None), &json!({"cni.dev/valid-attachments": []}));
+    let answer = call_of(&frozen(&bed)?, "GC", &nobody(), &input);
     let (_, text) = answer.error();
-    assert!(text.contains("10.42.3."), "{text}");
+    assert!(text.contains("networks/cbr0"), "{text}");
     let left = traces(&bed)?;
     assert!(naming(&left, &before, &["veth", "bwp", "18081"]).is_empty(), "{left:#?}");
     Ok(())
-}
-
-/// A file that can't be removed: something is mounted on it.
-struct Frozen(std::path::PathBuf);
-
-impl Frozen {
-    fn new(path: &std::path::Path) -> Result<Self> {
-        testkit::Cmd::new("chattr +i").arg(path.display().to_string()).ok()?;
-        Ok(Self(path.to_owned()))
-    }
-}
-
-impl Drop for Frozen {
-    fn drop(&mut self) {
-        drop(testkit::Cmd::new("chattr -i").arg(self.0.display().to_string()).run());
-    }
 }
 
 #[test]

@@ -1,6 +1,11 @@
 //! A network as libcni runs it: a list of plugins, each of which hears what the ones before it answered.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -324,4 +329,20 @@ pub(crate) fn links(ns: &Netns) -> Result<Vec<String>> {
     let list = ns.cmd("ip -j link show").json()?;
     let names = list.as_array().into_iter().flatten().filter_map(|l| l["ifname"].as_str());
     Ok(names.map(str::to_owned).collect())
+}
+
+/// Our program behind a script that first takes something away from it.
+pub(crate) fn wrapped(bed: &Bed, name: &str, script: &str) -> Result<PathBuf> {
+    let program = bed.program("flannel")?;
+    let path =
+        bed.dir.write(&format!("bin/{name}"), format!("#!/bin/sh\n{script} {}\n", program.display()))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    Ok(path)
+}
+
+/// Our program where reservations can't be written or removed.
+pub(crate) fn frozen(bed: &Bed) -> Result<PathBuf> {
+    let script = "mount --bind $1 $1; mount -o remount,bind,ro $1; exec $2";
+    let folder = bed.path("networks");
+    wrapped(bed, "frozen", &format!("exec unshare --mount sh -c '{script}' sh {}", folder.display()))
 }
