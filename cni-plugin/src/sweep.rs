@@ -73,7 +73,8 @@ fn find_dead(records: &Records, names: &[String]) -> Result<Vec<Held>, Error> {
         if named.is_some_and(|who| alive.contains(&who.host_link())) {
             continue;
         }
-        let Some(held) = records.find_idle(name)? else { continue };
+        // What can't be read is DEL's and GC's to tell.
+        let Ok(Some(held)) = records.find_idle(name) else { continue };
         let Some(who) = &held.who else { continue };
         // Its first line is older than anything that is made.
         let is_judged = held.is_new || held.before.host.as_deref() == Some(here.as_str());
