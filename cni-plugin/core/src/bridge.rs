@@ -67,9 +67,6 @@ impl Bridge {
             let msg = "cannot use IPAM when DisableContainerInterface flag is set";
             return Err(Error::new(Code::InvalidConfig, msg));
         }
-        if let Some(other) = keys.filled("ipMasqBackend")?.filter(|b| !["iptables", "nftables"].contains(b)) {
-            return Err(Error::unsupported("ipMasqBackend", &format!("{other:?}")));
-        }
         let mtu = keys.number("mtu")?.filter(|mtu| *mtu != 0).map(Mtu::try_from).transpose();
         let is_default_gateway = keys.flag("isDefaultGateway")?;
         Ok(Self {

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     Attachment, Code, Error, Network, SubnetEnv,
-    ipam::plugin_name,
+    ipam::{data_dir, foreign_ipam, plugin_name},
     json::{Keys, find},
 };
 
@@ -63,7 +63,14 @@ pub fn scratch_of(content: &[u8], who: &Attachment) -> Result<Option<Network>, E
     let network = Network::parse(content).map_err(|(_, error)| error)?;
     let interface = network.keys().filled(INTERFACE)?;
     let is_its = network.name == who.network && interface.is_none_or(|name| name == who.ifname.as_str());
-    Ok(is_its.then_some(network))
+    if !is_its {
+        return Ok(None);
+    }
+    // What DEL goes by: which plugins, and where the reservations lie.
+    plugin_name("type", &network.kind)?;
+    foreign_ipam(&network)?;
+    data_dir(&network)?;
+    Ok(Some(network))
 }
 
 /// The configuration that is delegated for `network` on a node with `env`, usually of type `bridge`. Without

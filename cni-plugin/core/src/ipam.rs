@@ -41,7 +41,7 @@ pub fn foreign_ipam(network: &Network) -> Result<Option<String>, Error> {
 
 /// `kind` as the name of a file.
 pub(crate) fn plugin_name(key: &str, kind: &str) -> Result<String, Error> {
-    if kind.contains(['/', '\0']) || kind == "." || kind == ".." {
+    if kind.contains(['/', '\0']) || ["", ".", ".."].contains(&kind) {
         let msg = format!("invalid {key} {kind:?}: it must be the name of a plugin");
         return Err(Error::new(Code::InvalidConfig, msg));
     }

@@ -201,11 +201,15 @@ impl Nat<'_> {
         for entry in self.entries() {
             let set = Name::from(entry.set);
             let there = || seen.get(&set).into_iter().flatten();
-            if there().any(|(key, element)| entry.is_served_by(key, element)) {
-                continue;
+            match there().find(|(key, element)| entry.is_served_by(key, element)) {
+                // Nobody's: whoever takes out what nobody uses may do so before this change is made.
+                Some((key, _)) if masquerade::is_of_subnets(entry.set) && *key == entry.key => {}
+                Some(_) => continue,
+                None => {
+                    let replaced = there().map(|(key, _)| key).filter(|key| entry.replaces(key));
+                    change.delete_elements(&set, &entry.spec, replaced.cloned());
+                }
             }
-            let replaced = there().map(|(key, _)| key).filter(|key| entry.replaces(key));
-            change.delete_elements(&set, &entry.spec, replaced.cloned());
             change.add_elements(&set, &entry.spec, [(entry.key, entry.element)]);
         }
         Ok(change)

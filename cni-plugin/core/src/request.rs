@@ -152,7 +152,8 @@ impl Arguments {
     /// Reads `KEY=VALUE;KEY=VALUE`.
     ///
     /// # Errors
-    /// Code 4: a pair that is not one key, one `=` and one value, a wrong value, or an unknown key without `IgnoreUnknown`.
+    /// Code 4: a pair that is not one key, one `=` and one value, a wrong value, or an unknown key without
+    /// `IgnoreUnknown`.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let mut found = Self::default();
         let (mut unknown, mut ignore) = (Vec::new(), false);

@@ -71,8 +71,8 @@ impl Limit {
     /// The bucket on an interface of MTU `mtu`.
     ///
     /// Runtimes ask for bursts of half a gigabyte, with which a limit is none for minutes: what goes at
-    /// once is what the rate gives in 50 ms, or three packets: TCP makes little of less. It is never less than one packet, since a
-    /// bucket passes none that is longer than its burst.
+    /// once is what the rate gives in 50 ms, or three packets: TCP makes little of less. It is never less than
+    /// one packet, since a bucket passes none that is longer than its burst.
     #[must_use]
     pub fn bucket(self, mtu: u32) -> Bucket {
         let whole = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);

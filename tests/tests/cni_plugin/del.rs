@@ -85,7 +85,14 @@ fn rule_43_44_a_changed_configuration_still_removes_what_add_made() -> Result<()
 fn rule_45_46_a_missing_subnet_file_and_a_garbled_state_are_fine() -> Result<()> {
     let Some(bed) = Bed::new("noenv")? else { return Ok(()) };
     let config = bed.flannel()?;
-    for (round, garbage) in ["", "\0\0\0", "{\"name\":"].into_iter().enumerate() {
+    let damages = [
+        "",
+        "\0\0\0",
+        "{\"name\":",
+        r#"{"name":"cbr0","type":"../../bin/false"}"#,
+        r#"{"name":"cbr0","type":"bridge","ipam":7}"#,
+    ];
+    for (round, garbage) in damages.into_iter().enumerate() {
         let pod = Netns::new()?;
         let who = Who::new("c1", &pod);
         bed.flannel()?;

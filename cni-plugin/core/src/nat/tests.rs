@@ -176,6 +176,22 @@ fn what_others_left_is_replaced() {
 }
 
 #[test]
+fn a_subnet_that_is_taken_out_meanwhile_comes_back() {
+    let mut kernel = Kernel::default();
+    kernel.set(&nat(A, &pods(5), &[])).unwrap();
+    let (claimed, whole) = (pods(6), kernel.0.clone().unwrap());
+    let claim = nat(B, &claimed, &[]);
+    let rules = whole.chains.iter().map(|(name, chain)| (name.clone(), chain.rules.clone())).collect();
+    let change = claim.claim(&rules, &kernel.seen(&claim.questions())).unwrap().unwrap();
+    let seen = kernel.elements();
+    for change in [nat_sweep(&seen, |owner| owner == A).0, unused_subnets(&seen, |owner| owner == A), change]
+    {
+        apply(&mut kernel.0, &change).unwrap();
+    }
+    assert_eq!(claim.missing(kernel.0.as_ref()), [""; 0]);
+}
+
+#[test]
 fn subnets_never_overlap() {
     let at = |address: &str, prefix| HostAddress { address: address.parse().unwrap(), prefix };
     let (wide, narrow) = ([at("10.1.5.9", 16)], [at("10.1.5.2", 24), at("10.1.5.3", 24)]);
