@@ -14,7 +14,7 @@ use crate::{
     failure::kernel,
     foreign,
     hostports::HostPorts,
-    nat,
+    linkage, nat,
     networks::{self, Call},
     pod, shaping,
 };
@@ -58,9 +58,7 @@ fn look(call: &Call, bridge: &Bridge, netns: &Netns) -> Result<Seen, linux::Erro
     let mut inside = RouteSocket::open_in(netns)?;
     let pod = inside.link(&call.who.ifname)?;
     if let Some(pod) = &pod {
-        let addresses = inside.addresses(Some(pod.index))?;
-        seen.addresses =
-            addresses.iter().map(|a| HostAddress { address: a.address, prefix: a.prefix }).collect();
+        seen.addresses = linkage::addresses_on(&mut inside, pod.index)?;
         for ipv4 in [true, false] {
             let routes = inside.routes(Filter::main(ipv4))?;
             let ways = |r: &linux::route::Route| -> Vec<Option<IpAddr>> {
@@ -69,7 +67,7 @@ fn look(call: &Call, bridge: &Bridge, netns: &Netns) -> Result<Seen, linux::Erro
             };
             seen.routes.extend(routes.iter().flat_map(|r| ways(r).into_iter().map(|gw| (r.destination, gw))));
         }
-        if let Some(near) = host_end(&mut host, pod)? {
+        if let Some(near) = linkage::peer_of(&mut host, pod)? {
             let joined = near.master.is_some() && near.master == device.as_ref().map(|device| device.index);
             seen.host_joined = Some(joined);
             if bridge.guarded && !near.port.as_ref().is_some_and(|port| port.locked) {
@@ -83,13 +81,6 @@ fn look(call: &Call, bridge: &Bridge, netns: &Netns) -> Result<Seen, linux::Erro
     seen.bridge = device.map(|link| summary(&link, &Kind::Bridge));
     seen.pod = pod.map(|link| summary(&link, &Kind::Veth));
     Ok(seen)
-}
-
-/// The host's end of the container's interface.
-pub(crate) fn host_end(host: &mut RouteSocket, pod: &Link) -> Result<Option<Link>, linux::Error> {
-    let Some(peer) = pod.peer else { return Ok(None) };
-    let near = host.link_by_index(peer.index)?;
-    Ok(near.filter(|near| near.peer.is_some_and(|p| p.index == pod.index)))
 }
 
 fn summary(link: &Link, kind: &Kind) -> SeenLink {

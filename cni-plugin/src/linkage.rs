@@ -91,8 +91,14 @@ impl Host<'_> {
             // Pins the address of a bridge that others made, which would change with its ports.
             let pin = Change { mac: device.mac, ..Change::default() };
             requests.push(link::change(device.index, name, &pin));
-            let done: Result<(), _> = self.socket.apply(&requests).into_iter().collect();
-            done.map_err(|e| kernel(&e))?;
+            // Of several ADDs that take an address away one finds it.
+            let is_gone = |number: usize| matches!(changes.get(number), Some(GatewayChange::Remove(_)));
+            for (number, done) in self.socket.apply(&requests).into_iter().enumerate() {
+                match done {
+                    Err(e) if is_gone(number) && e.is_not_found() => {}
+                    done => done.map_err(|e| kernel(&e))?,
+                }
+            }
         }
         self.forward()
     }
@@ -196,18 +202,24 @@ pub(crate) fn plan_gateways(
     wanted: &[HostAddress],
     is_owned: bool,
 ) -> Result<Vec<GatewayChange>, Error> {
-    let present = socket.addresses(Some(device.index)).map_err(|e| kernel(&e))?;
-    let present: Vec<HostAddress> =
-        present.iter().map(|a| HostAddress { address: a.address, prefix: a.prefix }).collect();
+    let present = addresses_on(socket, device.index).map_err(|e| kernel(&e))?;
     if wanted.iter().all(|gateway| present.contains(gateway)) {
         return Ok(Vec::new());
     }
     let ports = socket.links().map_err(|e| kernel(&e))?;
+    // Once more: if another ADD has readdressed the bridge meanwhile, its pod must not count as a holder.
+    let present = addresses_on(socket, device.index).map_err(|e| kernel(&e))?;
     let ports = ports.into_iter().filter(|link| link.master == Some(device.index));
     let named = ports.map(|port| {
         port.alias.as_deref().and_then(Attachment::named_by).unwrap_or_else(|| port.name.to_string())
     });
     gateway_changes(bridge, wanted, &present, is_owned, &named.collect::<Vec<_>>())
+}
+
+/// The addresses of the interface with that index.
+pub(crate) fn addresses_on(socket: &mut RouteSocket, index: u32) -> Result<Vec<HostAddress>, linux::Error> {
+    let addresses = socket.addresses(Some(index))?;
+    Ok(addresses.iter().map(|a| HostAddress { address: a.address, prefix: a.prefix }).collect())
 }
 
 /// Deletes an interface of the host; absent is done.
@@ -240,10 +252,20 @@ pub(crate) fn parse_name(name: &str) -> Result<IfName, Error> {
 
 /// The host's end of `who`: it carries our mark for it, or, if ADD was killed in between, none yet.
 pub(crate) fn host_end(host: &mut RouteSocket, who: &Attachment) -> Result<Option<Link>, Error> {
-    let is_ours =
-        |link: &Link| link.alias.as_deref().is_none_or(|alias| alias.is_empty() || alias == who.alias());
     let near = host.link(&host_name(who)?).map_err(|e| kernel(&e))?;
-    Ok(near.filter(|link| link.kind == Kind::Veth && is_ours(link)))
+    Ok(near.filter(|link| link.kind == Kind::Veth && may_be_of(link, who)))
+}
+
+/// An interface that has a name of ours for `who` carries our mark for it, or none yet.
+pub(crate) fn may_be_of(link: &Link, who: &Attachment) -> bool {
+    link.alias.as_deref().is_none_or(|alias| alias.is_empty() || alias == who.alias())
+}
+
+/// The host's end of a container's interface `far`.
+pub(crate) fn peer_of(host: &mut RouteSocket, far: &Link) -> Result<Option<Link>, linux::Error> {
+    let Some(peer) = far.peer else { return Ok(None) };
+    let near = host.link_by_index(peer.index)?;
+    Ok(near.filter(|near| near.peer.is_some_and(|p| p.index == far.index)))
 }
 
 /// The reference's words for a name that is in use already.

@@ -11,8 +11,9 @@ use linux::{
     netlink::{Request, RouteSocket},
     traffic::{self, Qdisc, TokenBucket},
 };
+use netmodel::IfName;
 
-use crate::{check::host_end, failure::kernel, gc, linkage, networks::Call, pod, undo::Undo};
+use crate::{failure::kernel, gc, linkage, networks::Call, pod, undo::Undo};
 
 /// What the configuration asks for is set on the host's end, which `outcome` names; the ifb device is added
 /// to it.
@@ -26,7 +27,7 @@ pub(crate) fn add(call: &Call, outcome: &mut Outcome, undo: &mut Undo<'_>) -> Re
     let mut steps = Vec::new();
     if let Some(limit) = limits.egress {
         let name = linkage::parse_name(&call.who.ifb())?;
-        let ifb = host.add_ifb(&Ifb { name: &name, mtu: near.mtu }).map_err(|e| kernel(&e))?;
+        let ifb = make_ifb(&mut host, &call.who, &name, &near)?;
         let (index, alias) = (ifb.index, call.who.alias());
         let made = ifb.clone();
         undo.push(move || delete(&made));
@@ -68,10 +69,7 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
 pub(crate) fn end(who: &Attachment) -> Result<(), Error> {
     let mut host = RouteSocket::open().map_err(|e| kernel(&e))?;
     let found = host.link(&linkage::parse_name(&who.ifb())?).map_err(|e| kernel(&e))?;
-    let is_its = |link: &Link| {
-        link.kind == ifb_kind() && link.alias.as_deref().is_none_or(|a| a.is_empty() || a == who.alias())
-    };
-    found.filter(is_its).map_or(Ok(()), |ifb| delete(&ifb))
+    found.filter(|ifb| is_ifb_of(ifb, who)).map_or(Ok(()), |ifb| delete(&ifb))
 }
 
 /// The same where the host's end stays: it is no longer limited.
@@ -83,7 +81,7 @@ pub(crate) fn release(call: &Call) -> Result<(), Error> {
         return Ok(());
     }
     let far = pod::open_if_there(call).and_then(|netns| far_end(call, &netns).ok().flatten());
-    if let Some(near) = far.and_then(|far| host_end(&mut host, &far).ok().flatten()) {
+    if let Some(near) = far.and_then(|far| linkage::peer_of(&mut host, &far).ok().flatten()) {
         let redirections = host.redirections(near.index).unwrap_or_default();
         let is_ours = ifb.as_ref().is_some_and(|ifb| redirections.contains(&ifb.index));
         let ingress = is_ours.then(|| traffic::delete_ingress(near.index, &near.name));
@@ -114,6 +112,24 @@ pub(crate) fn sweep(is_doomed: &dyn Fn(&str) -> bool) -> Result<(), Error> {
     gc::sweep_links(&ifb_kind(), is_doomed)
 }
 
+/// The ifb device of `who`, anew where a DEL that was killed has left one: nothing is redirected to that from
+/// `near`, the host's end.
+fn make_ifb(host: &mut RouteSocket, who: &Attachment, name: &IfName, near: &Link) -> Result<Link, Error> {
+    let wanted = Ifb { name, mtu: near.mtu };
+    let made = match host.add_ifb(&wanted) {
+        Err(e) if e.is_exists() && host.redirections(near.index).is_ok_and(|to| to.is_empty()) => {
+            end(who)?;
+            host.add_ifb(&wanted)
+        }
+        made => made,
+    };
+    made.map_err(|e| kernel(&e))
+}
+
+fn is_ifb_of(link: &Link, who: &Attachment) -> bool {
+    link.kind == ifb_kind() && linkage::may_be_of(link, who)
+}
+
 fn ifb_kind() -> Kind {
     Kind::Other("ifb".to_owned())
 }
@@ -131,7 +147,7 @@ fn near_end(host: &mut RouteSocket, call: &Call, outcome: &Outcome) -> Result<Li
         return Err(failed("no interfaces provided: prevResult names none".to_owned()));
     }
     let far = far_end(call, &pod::open(call)?).map_err(|e| kernel(&e))?;
-    let near = far.map_or(Ok(None), |far| host_end(host, &far)).map_err(|e| kernel(&e))?;
+    let near = far.map_or(Ok(None), |far| linkage::peer_of(host, &far)).map_err(|e| kernel(&e))?;
     let near =
         near.ok_or_else(|| failed(format!("container interface {ifname} has no veth peer on this host")))?;
     let is_it = |i: &Interface| i.sandbox.is_empty() && i.name == near.name.as_str();
@@ -149,9 +165,6 @@ fn far_end(call: &Call, netns: &linux::netns::Netns) -> Result<Option<Link>, lin
 
 /// The ifb device of this attachment, or that of the reference's plugin for this container.
 fn ifb_of(host: &mut RouteSocket, call: &Call) -> Result<Option<Link>, Error> {
-    let is_its = |link: &Link, alias: &str| {
-        link.kind == ifb_kind() && link.alias.as_deref().is_none_or(|a| a.is_empty() || a == alias)
-    };
     // The reference's name is the same for each interface of a container: the result tells whose it is.
     let previous = call.network.previous().and_then(|value| Outcome::parse(value).ok());
     let is_reported = |name: &str| {
@@ -160,7 +173,7 @@ fn ifb_of(host: &mut RouteSocket, call: &Call) -> Result<Option<Link>, Error> {
     let theirs = Some(call.who.reference_ifb()).filter(|name| is_reported(name));
     for name in [Some(call.who.ifb()), theirs].into_iter().flatten() {
         let found = host.link(&linkage::parse_name(&name)?).map_err(|e| kernel(&e))?;
-        if let Some(ifb) = found.filter(|link| is_its(link, &call.who.alias())) {
+        if let Some(ifb) = found.filter(|link| is_ifb_of(link, &call.who)) {
             return Ok(Some(ifb));
         }
     }

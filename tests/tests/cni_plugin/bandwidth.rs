@@ -179,6 +179,37 @@ fn what_cannot_be_limited_is_an_error_and_nothing_is_left() -> Result<()> {
 }
 
 #[test]
+fn what_a_kill_left_is_replaced_and_what_is_in_use_is_not() -> Result<()> {
+    let Some(bed) = Bed::new("staleifb")? else { return Ok(()) };
+    let pod = Netns::new()?;
+    let who = Who::new("c1", &pod);
+    let before = call("ADD", &who, &bed.bridge()).result();
+    let chain = Chain::new(&bed, &both(10_000_000, HUGE))?;
+    let result = chain.call("ADD", &who, &before).result();
+    let limited = (chosen()?, ifbs()?);
+    chain.call("ADD", &who, &before).error();
+    assert_eq!((chosen()?, ifbs()?), limited);
+    chain.call("CHECK", &who, &result).silent();
+    chain.call("DEL", &who, &result).silent();
+    for alias in ["", "weft:net/c1/eth0"] {
+        Cmd::new(format!("ip link add {} type ifb", limited.1[0])).ok()?;
+        if !alias.is_empty() {
+            Cmd::new(format!("ip link set {} alias {alias}", limited.1[0])).ok()?;
+        }
+        let result = chain.call("ADD", &who, &before).result();
+        chain.call("CHECK", &who, &result).silent();
+        chain.call("DEL", &who, &result).silent();
+    }
+    // Somebody else's stays.
+    Cmd::new(format!("ip link add {} type ifb", limited.1[0])).ok()?;
+    Cmd::new(format!("ip link set {} alias mine", limited.1[0])).ok()?;
+    let (_, text) = chain.call("ADD", &who, &before).error();
+    assert!(text.contains("exists"), "{text}");
+    assert_eq!(ifbs()?, limited.1);
+    Ok(())
+}
+
+#[test]
 fn each_loss_of_a_limit_is_noticed() -> Result<()> {
     let Some(bed) = Bed::new("lostlimit")? else { return Ok(()) };
     let breaks = [

@@ -14,6 +14,17 @@ use crate::bed::{Answer, Bed, Who, addresses, call, device, with};
 
 /// Calls ADD for each pod, `width` at a time.
 pub(crate) fn add_all(host: &Netns, pods: &[Netns], config: &Value, width: usize) -> Vec<Answer> {
+    call_all("ADD", host, pods, config, width)
+}
+
+/// Calls `verb` for each pod, `width` at a time.
+pub(crate) fn call_all(
+    verb: &str,
+    host: &Netns,
+    pods: &[Netns],
+    config: &Value,
+    width: usize,
+) -> Vec<Answer> {
     let (answers, start) = (Mutex::new(Vec::new()), Barrier::new(width));
     thread::scope(|scope| {
         for lane in 0..width {
@@ -22,7 +33,7 @@ pub(crate) fn add_all(host: &Netns, pods: &[Netns], config: &Value, width: usize
                 let run = || {
                     start.wait();
                     for (i, pod) in pods.iter().enumerate().filter(|(i, _)| i % width == lane) {
-                        let answer = call("ADD", &Who::new(&format!("c{i}"), pod), config);
+                        let answer = call(verb, &Who::new(&format!("c{i}"), pod), config);
                         answers.lock().unwrap().push(answer);
                     }
                 };
@@ -52,6 +63,29 @@ fn rule_34_two_hundred_pods_get_two_hundred_addresses() -> Result<()> {
         call("DEL", &Who::new(&format!("c{i}"), pod), &config).silent();
     }
     assert_eq!((bed.reservations("net").len(), bed.veths()?.len()), (0, 0));
+    Ok(())
+}
+
+#[test]
+fn a_bridge_of_an_earlier_subnet_is_readdressed_by_the_first_of_many() -> Result<()> {
+    let Some(bed) = Bed::new("moved")? else { return Ok(()) };
+    let pods: Vec<Netns> = (0..16).map(|_| Netns::new()).collect::<Result<_>>()?;
+    let config = bed.flannel()?;
+    call("ADD", &Who::new("c0", &pods[0]), &config).result();
+    call("DEL", &Who::new("c0", &pods[0]), &config).silent();
+    for net in 50..56 {
+        let env = format!(
+            "FLANNEL_NETWORK=10.{net}.0.0/16\nFLANNEL_SUBNET=10.{net}.7.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
+        );
+        bed.dir.write("subnet.env", env)?;
+        for answer in add_all(&bed.host, &pods, &config, 16) {
+            answer.result();
+        }
+        assert_eq!(addresses(&device(&bed.host, "cni0")?), [format!("10.{net}.7.1/24")]);
+        for answer in call_all("DEL", &bed.host, &pods, &config, 16) {
+            answer.silent();
+        }
+    }
     Ok(())
 }
 
