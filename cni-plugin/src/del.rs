@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use cni_core::{Attachment, Code, Error, HostAddress, Network, Record, foreign_ipam};
+use cni_core::{Attachment, Error, HostAddress, Network, Record, foreign_ipam};
 use linux::{
     link::{self, Kind, Link},
     netlink::RouteSocket,
@@ -29,11 +29,7 @@ pub(crate) fn del(call: &Call, network: &Network) -> Result<(), Error> {
     let records = Records::of(&call.network)?;
     let reservations = networks::reservations_beside(network, &records)?;
     let foreign_ipam = foreign_ipam(network)?;
-    let record = match records.find(&call.who) {
-        // It goes as well as it can without.
-        Err(e) if e.code == Code::Io => None,
-        found => found?,
-    };
+    let record = records.find_if_usable(&call.who)?;
     let mut host = RouteSocket::open().map_err(|e| kernel(&e))?;
     let link = find(call, &mut host)?;
     let was_linked = link.is_some();
@@ -47,8 +43,10 @@ pub(crate) fn del(call: &Call, network: &Network) -> Result<(), Error> {
     if traces.limits {
         shaping::del(call)?;
     }
+    let mut is_known = false;
     if let Some(mut rules) = rules.transpose()?.flatten() {
         let pods = own_addresses(call, &traces, &records);
+        is_known = pods.is_some();
         let ended = nat::stop(&mut rules, &call.who, pods.as_deref(), traces.host_ports)?;
         if !was_linked {
             // Otherwise the child that waits for the link has it open.
@@ -64,7 +62,17 @@ pub(crate) fn del(call: &Call, network: &Network) -> Result<(), Error> {
     if let Some(path) = &traces.scratch {
         scratch::remove(Path::new(path))?;
     }
-    record.map_or(Ok(()), |record| record.remove())
+    record.map_or(Ok(()), |record| record.remove())?;
+    // Of two that went at once each saw the other one's record.
+    if traces.masqueraded && is_known && records.are_at_most(0) { end_subnets(call) } else { Ok(()) }
+}
+
+/// Nobody of the network is masqueraded any more.
+fn end_subnets(call: &Call) -> Result<(), Error> {
+    let Some(mut rules) = nat::open_if_there()? else { return Ok(()) };
+    nat::stop(&mut rules, &call.who, None, false)?;
+    rules.close_detached();
+    Ok(())
 }
 
 /// What there may be of this attachment: what its record says, or anything where there is no record that can
@@ -92,7 +100,7 @@ fn own_addresses(call: &Call, traces: &Record, records: &Records) -> Option<Vec<
     }
     let reservations = Reservations::of(traces.folder.as_ref()?.into(), records);
     let is_held = |pod: &HostAddress| reservations.is_held(pod.address, &call.who);
-    let is_last = records.is_last();
+    let is_last = records.are_at_most(1);
     Some(traces.pods()).filter(|pods| !is_last && !pods.is_empty() && pods.iter().all(is_held))
 }
 
@@ -133,10 +141,8 @@ fn container_end(who: &Attachment, netns: &Netns) -> Option<Link> {
 /// The container's end belongs to another attachment of ours, such as one whose name was in the
 /// way of the ADD that is now taken back.
 fn is_anothers(host: &mut RouteSocket, far: &Link, who: &Attachment) -> bool {
-    let Some(peer) = far.peer else { return false };
-    let near = host.link_by_index(peer.index).ok().flatten();
-    near.filter(|near| near.peer.is_some_and(|p| p.index == far.index))
-        .and_then(|near| near.alias)
+    let near = linkage::peer_of(host, far).ok().flatten();
+    near.and_then(|near| near.alias)
         .is_some_and(|alias| alias.starts_with(netmodel::MARK) && alias != who.alias())
 }
 

@@ -41,7 +41,7 @@ fn add(call: &Call) -> Result<String, Error> {
 fn del(call: &Call) -> Result<(), Error> {
     let configured = networks::reservations(&call.network)?;
     let records = Records::of(&call.network)?;
-    let record = records.find(&call.who)?;
+    let record = records.find_if_usable(&call.who)?;
     addresses::release(call, configured.as_ref(), record.as_ref(), &records)?;
     record.map_or(Ok(()), |record| record.remove())
 }

@@ -100,6 +100,14 @@ impl Records {
         Held::read(path, file, Some(who.clone())).map(Some)
     }
 
+    /// The same for DEL, which goes as well as it can without a record that can't be used.
+    pub(crate) fn find_if_usable(&self, who: &Attachment) -> Result<Option<Held>, Error> {
+        match self.find(who) {
+            Err(e) if e.code == Code::Io => Ok(None),
+            found => found,
+        }
+    }
+
     /// Takes the record of that name unless somebody works on it.
     pub(crate) fn find_idle(&self, name: &str) -> Result<Option<Held>, Error> {
         let path = self.folder.join(name);
@@ -118,9 +126,9 @@ impl Records {
         entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
     }
 
-    /// There is one record at most.
-    pub(crate) fn is_last(&self) -> bool {
-        fs::read_dir(&self.folder).into_iter().flatten().take(2).count() < 2
+    /// There are that many records at most.
+    pub(crate) fn are_at_most(&self, most: usize) -> bool {
+        fs::read_dir(&self.folder).into_iter().flatten().take(most + 1).count() <= most
     }
 
     /// Whether an attachment other than `who` may have `address`.

@@ -193,7 +193,7 @@ fn a_failed_add_leaves_no_element() -> Result<()> {
 }
 
 #[test]
-fn sixteen_first_calls_make_one_table() -> Result<()> {
+fn sixteen_first_calls_make_one_table_and_sixteen_last_ones_empty_it() -> Result<()> {
     let Some(bed) = Bed::new("masq16")? else { return Ok(()) };
     let pods: Vec<Netns> = (0..16).map(|_| Netns::new()).collect::<Result<_>>()?;
     for answer in crate::crowd::add_all(&bed.host, &pods, &config(&bed), 16) {
@@ -202,5 +202,10 @@ fn sixteen_first_calls_make_one_table() -> Result<()> {
     let table = Cmd::new("nft list table inet weft-cni").ok()?.stdout;
     assert_eq!(table.matches(" masquerade").count(), 4, "{table}");
     assert_eq!(elements()?.matches("weft:net/").count(), 32);
+    for answer in crate::crowd::call_all("DEL", &bed.host, &pods, &config(&bed), 16) {
+        answer.silent();
+    }
+    let left = elements()?;
+    assert!(!left.contains("elements"), "the subnets go with the last: {left}");
     Ok(())
 }
