@@ -62,6 +62,5 @@ pub(crate) fn sweep_records(network: &Network, valid: &[Attachment]) -> Result<(
         sweep::clear(&records, &[held])
     };
     let names = records.names();
-    let cleared: Vec<_> = names.iter().filter(|name| !kept.contains(name)).map(clear_one).collect();
-    cleared.into_iter().collect()
+    sweep::for_all(names.iter().filter(|name| !kept.contains(name)), clear_one)
 }

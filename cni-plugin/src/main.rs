@@ -76,7 +76,8 @@ fn told(done: Result<String, Error>) -> ExitCode {
         Ok(text) if writeln!(io::stdout(), "{text}").is_ok() => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("flannel: {error}");
+            // The exit code tells it too.
+            let _ = writeln!(io::stderr(), "flannel: {error}");
             ExitCode::FAILURE
         }
     }

@@ -23,7 +23,7 @@ pub(crate) fn start<'a>(call: &'a Call, nat: &Nat<'_>, undo: &mut Undo<'a>) -> R
     undo.push(take_back);
     let records = Records::of(&call.network)?;
     let done = match set(&mut socket, nat)? {
-        Err(_) if sweep::sweep(&records, true)? > 0 => set(&mut socket, nat)?,
+        Err(_) if sweep::sweep(&records, true).is_ok_and(|freed| freed > 0) => set(&mut socket, nat)?,
         done => done,
     };
     done.map_err(|taken| {

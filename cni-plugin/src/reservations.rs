@@ -187,7 +187,9 @@ impl Locked<'_> {
             if !self.try_reserve(ip, range, number, wish)? {
                 return Ok(None);
             }
-            self.remember(&marker, ip)?;
+            // Nobody would release what is not told.
+            self.remember(&marker, ip)
+                .inspect_err(|_| drop(self.release_if(ip, |content| wish.who.owns(content))))?;
             Ok(Some((ip, range)))
         };
         for (tried, (ip, range)) in set.candidates(last).enumerate() {

@@ -8,16 +8,17 @@
 use std::{
     collections::BTreeSet,
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, SystemTime},
 };
 
-use cni_core::{Attachment, Error};
+use cni_core::{Attachment, Code, Error};
 use linux::{link::Kind, netlink::RouteSocket};
 
 use crate::{
+    addresses,
     failure::kernel,
-    hostports, linkage, lock,
+    hostports, linkage,
     records::{Held, Records, make_folder, own_namespace},
     reservations::Reservations,
     scratch, shaping,
@@ -28,6 +29,9 @@ const FEW: usize = 50;
 
 /// More of them, once in this time.
 const PAUSE: Duration = Duration::from_secs(10);
+
+/// As many are removed at once: each holds a file open, and ADD has other things to do.
+const AT_ONCE: usize = 200;
 
 /// Removes what is left of attachments that are gone, and returns of how many. Where there are many records,
 /// only once in a while, unless there `is_need`.
@@ -83,12 +87,15 @@ fn find_dead(records: &Records, names: &[String]) -> Result<Vec<Held>, Error> {
         if is_judged && !is_there {
             dead.push(held);
         }
+        if dead.len() == AT_ONCE {
+            break;
+        }
     }
     Ok(dead)
 }
 
 /// Removes whatever is left of these attachments, whose links are gone: first what sends packets to their
-/// addresses, then the addresses, then the records.
+/// addresses, then the addresses, then the records. Goes on after a failure and reports the first.
 pub(crate) fn clear(records: &Records, dead: &[Held]) -> Result<(), Error> {
     let aliases: BTreeSet<String> = dead.iter().filter_map(|held| Some(held.who.as_ref()?.alias())).collect();
     let is_dead = |alias: &str| aliases.contains(alias);
@@ -97,19 +104,35 @@ pub(crate) fn clear(records: &Records, dead: &[Held]) -> Result<(), Error> {
     if any(|held| held.before.masqueraded || held.before.host_ports) {
         hostports::sweep(is_dead)?;
     }
-    for held in dead {
+    for_all(dead, |held| {
         // By its name: ADD may have been killed before the device got its alias.
         if let Some(who) = held.who.as_ref().filter(|_| held.before.limits || !held.before.whole) {
             shaping::end(who)?;
         }
         if let Some((who, folder)) = held.who.as_ref().zip(held.before.folder.as_ref()) {
-            let addresses: Vec<_> = held.before.pods().iter().map(|pod| pod.address).collect();
-            Reservations::of(PathBuf::from(folder), records).release(who, &addresses, lock::patience())?;
+            addresses::release_noted(who, &Reservations::of(folder.into(), records), &held.before)?;
         }
         if let Some(path) = &held.before.scratch {
             scratch::remove(Path::new(path))?;
         }
-        held.remove()?;
+        held.remove()
+    })
+}
+
+/// Takes `step` with each of `all`, also after a failure, and reports the first one. Ends where others were waited
+/// for in vain: the next one would wait for the same.
+pub(crate) fn for_all<T>(
+    all: impl IntoIterator<Item = T>,
+    step: impl Fn(T) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut outcome = Ok(());
+    for one in all {
+        let done = step(one);
+        let in_vain = done.as_ref().is_err_and(|error| error.code == Code::TryAgainLater);
+        outcome = outcome.and(done);
+        if in_vain {
+            break;
+        }
     }
-    Ok(())
+    outcome
 }

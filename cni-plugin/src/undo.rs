@@ -1,6 +1,9 @@
 //! What a failed ADD takes back.
 
-use std::time::Duration;
+use std::{
+    io::{self, Write},
+    time::Duration,
+};
 
 use cni_core::Error;
 
@@ -43,14 +46,15 @@ impl Drop for Undo<'_> {
         let mut tell = |undone: Result<(), Error>| {
             if let Err(error) = undone {
                 failed = true;
-                eprintln!("failed to undo: {error}");
+                // It goes on also where nobody listens, which `eprintln` would panic at.
+                let _ = writeln!(io::stderr(), "failed to undo: {error}");
             }
         };
         while let Some(take_back) = self.steps.pop() {
             tell(take_back());
         }
         // An ADD that was cut short before this one may have left what this one never came to.
-        let is_all = |record: &&Held| !failed && record.before.addresses.is_empty();
+        let is_all = |record: &&Held| !failed && record.is_new;
         if let Some(record) = self.record.filter(is_all) {
             let _ = record.remove();
         }
