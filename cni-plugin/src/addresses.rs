@@ -137,6 +137,9 @@ pub(crate) fn reported_before(call: &Call) -> Vec<IpAddr> {
 
 /// Fails with code 50 where a set has no address left.
 pub(crate) fn ready(ipam: &Ipam, reservations: &Reservations) -> Result<(), Error> {
+    if reservations.are_of_earlier_boot() {
+        return Ok(());
+    }
     let taken = reservations.taken()?;
     for set in &ipam.sets {
         let inside = taken.iter().filter(|ip| set.range_of(**ip).is_some_and(|r| r.gateway != **ip)).count();

@@ -77,6 +77,12 @@ impl Reservations {
         Ok(Locked { folder: &self.folder, released: &self.released, _lock: lock })
     }
 
+    /// They are an earlier boot's: the next ADD frees what has no record.
+    pub(crate) fn are_of_earlier_boot(&self) -> bool {
+        let known = fs::read_to_string(self.folder.join(".boot_id")).unwrap_or_default();
+        fs::read_to_string(BOOT_ID).is_ok_and(|boot| !known.is_empty() && known != boot)
+    }
+
     /// `who` holds `address`.
     pub(crate) fn is_held(&self, address: IpAddr, who: &Attachment) -> bool {
         is_held(&self.folder, address, who)

@@ -69,7 +69,9 @@ fn find_dead(records: &Records, names: &[String]) -> Result<Vec<Held>, Error> {
     let mut socket = RouteSocket::open().map_err(|e| kernel(&e))?;
     let links = socket.links().map_err(|e| kernel(&e))?;
     let veths = links.into_iter().filter(|link| link.kind == Kind::Veth);
-    let alive: BTreeSet<String> = veths.map(|link| link.name.to_string()).collect();
+    // One that somebody renamed still has its alias.
+    let alive: BTreeSet<String> =
+        veths.flat_map(|link| [Some(link.name.to_string()), link.alias]).flatten().collect();
     let here = own_namespace();
     let mut dead = Vec::new();
     for name in names {
@@ -79,7 +81,7 @@ fn find_dead(records: &Records, names: &[String]) -> Result<Vec<Held>, Error> {
         }
         // What can't be read is DEL's and GC's to tell.
         let Ok(Some(held)) = records.find_idle(name) else { continue };
-        let Some(who) = &held.who else { continue };
+        let Some(who) = held.who.as_ref().filter(|who| !alive.contains(&who.alias())) else { continue };
         // Its first line is older than anything that is made.
         let is_judged = held.is_new || held.before.host.as_deref() == Some(here.as_str());
         // Since the links were listed an ADD may have come to its end.
@@ -98,15 +100,13 @@ fn find_dead(records: &Records, names: &[String]) -> Result<Vec<Held>, Error> {
 /// addresses, then the addresses, then the records. Goes on after a failure and reports the first.
 pub(crate) fn clear(records: &Records, dead: &[Held]) -> Result<(), Error> {
     let aliases: BTreeSet<String> = dead.iter().filter_map(|held| Some(held.who.as_ref()?.alias())).collect();
-    let is_dead = |alias: &str| aliases.contains(alias);
-    let any =
-        |has: fn(&Held) -> bool| dead.iter().any(|held| has(held) || (!held.before.whole && !held.is_new));
-    if any(|held| held.before.masqueraded || held.before.host_ports) {
-        hostports::sweep(is_dead)?;
+    // Host ports and limits may be a chained plugin's, which the record does not tell of.
+    if !aliases.is_empty() {
+        hostports::sweep(|alias: &str| aliases.contains(alias))?;
     }
     for_all(dead, |held| {
         // By its name: ADD may have been killed before the device got its alias.
-        if let Some(who) = held.who.as_ref().filter(|_| held.before.limits || !held.before.whole) {
+        if let Some(who) = &held.who {
             shaping::end(who)?;
         }
         if let Some((who, folder)) = held.who.as_ref().zip(held.before.folder.as_ref()) {

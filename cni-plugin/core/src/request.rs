@@ -303,17 +303,17 @@ impl Network {
         if self.keys().value(KEY).is_none() {
             return Ok(None);
         }
-        let one = |value| -> Result<Option<Attachment>, Error> {
+        let one = |value| -> Result<Attachment, Error> {
             let keys = Keys::element(KEY, value)?;
             let (container, ifname) = (keys.filled("containerID")?, keys.filled("ifname")?);
-            Ok(container.zip(ifname.and_then(|i| i.parse().ok())).map(|(container, ifname)| Attachment {
-                network: self.name.clone(),
-                container: container.to_owned(),
-                ifname,
-            }))
+            let ifname = ifname.and_then(|ifname| ifname.parse().ok());
+            // Whoever it means is not to be taken for gone.
+            let (container, ifname) = container.zip(ifname).ok_or_else(|| {
+                Error::new(Code::Decode, format!("{KEY}: {value} names no container and interface"))
+            })?;
+            Ok(Attachment { network: self.name.clone(), container: container.to_owned(), ifname })
         };
-        let all: Result<Vec<_>, _> = self.keys().list(KEY)?.iter().map(one).collect();
-        Ok(Some(all?.into_iter().flatten().collect()))
+        self.keys().list(KEY)?.iter().map(one).collect::<Result<_, _>>().map(Some)
     }
 
     pub(crate) fn keys(&self) -> Keys<'_> {

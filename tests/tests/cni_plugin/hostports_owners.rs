@@ -6,7 +6,7 @@ use testkit::{Cmd, Netns};
 
 use crate::{
     bed::{Bed, Who, call, command, feed, with},
-    hostports_lab::{Lab, ask, expect, is_silent, tcp, udp},
+    hostports_lab::{Lab, ask, asking, expect, is_silent, tcp, udp},
 };
 
 #[test]
@@ -79,6 +79,34 @@ fn a_port_of_a_pod_that_died_without_a_word_is_free() -> Result<()> {
     expect(ask(&lab.outside, "192.0.2.1:8080"), "two", "192.0.2.9");
     lab.del(&one, &json!([tcp(8080)]));
     assert_eq!((Lab::elements_of("one")?, Lab::elements_of("two")?), (0, 6));
+    Ok(())
+}
+
+/// Nor does a chain's, where the interface plugin's record tells of no port and no limit.
+#[test]
+fn what_chained_plugins_gave_a_pod_that_died_without_a_word_goes() -> Result<()> {
+    let Some(lab) = Lab::new("hostdeadchain")? else { return Ok(()) };
+    let (one, two) = (Lab::pod("one")?, Lab::pod("two")?);
+    let bridge = with(&lab.bed.bridge(), &json!({"cniVersion": "0.3.1"}));
+    let entry = |kind: &str| {
+        json!({"cniVersion": "0.3.1", "name": "net", "type": kind, "stateDir": lab.bed.path("state"),
+               "capabilities": {"portMappings": true}})
+    };
+    let limits = json!({"egressRate": 8_000_000, "egressBurst": 800_000});
+    let (portmap, bandwidth) =
+        (asking(&entry("portmap"), &json!([tcp(8080)])), with(&entry("bandwidth"), &limits));
+    for pod in [&one, &two] {
+        let mut result = call("ADD", &pod.who, &bridge).result();
+        for plugin in [&portmap, &bandwidth] {
+            result = call("ADD", &pod.who, &with(plugin, &json!({"prevResult": result}))).result();
+        }
+        if pod.who.id == one.who.id {
+            one.netns.cmd("ip link del eth0").ok()?;
+        }
+    }
+    let limited = Cmd::new("ip -j link show type ifb").json()?;
+    assert_eq!(limited.as_array().map(Vec::len), Some(1), "{limited}");
+    assert_eq!(Lab::elements_of("one")?, 0);
     Ok(())
 }
 

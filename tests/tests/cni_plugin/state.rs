@@ -172,6 +172,37 @@ fn another_boot_frees_reservations_without_a_record() -> Result<()> {
 }
 
 #[test]
+fn a_pool_that_an_earlier_boot_filled_is_ready() -> Result<()> {
+    let Some(bed) = Bed::new("bootfull")? else { return Ok(()) };
+    let pod = Netns::new()?;
+    let small = json!({"type": "host-local", "dataDir": bed.path("networks"), "subnet": "10.99.0.0/29"});
+    let config = with(&bed.bridge(), &json!({"ipam": small}));
+    for last in 2..7 {
+        bed.dir.write(&format!("networks/net/10.99.0.{last}"), format!("old{last}\r\neth0"))?;
+    }
+    let who = Who::new("c1", &pod);
+    bed.dir.write("networks/net/.boot_id", fs::read_to_string("/proc/sys/kernel/random/boot_id")?)?;
+    assert_eq!(call("STATUS", &who, &config).error().0, 50);
+    bed.dir.write("networks/net/.boot_id", "00000000-0000-0000-0000-000000000000\n")?;
+    call("STATUS", &who, &config).silent();
+    call("ADD", &who, &config).result();
+    Ok(())
+}
+
+#[test]
+fn a_pod_whose_host_end_was_renamed_is_not_taken_for_gone() -> Result<()> {
+    let Some(bed) = Bed::new("renamed")? else { return Ok(()) };
+    let (one, two) = (Netns::new()?, Netns::new()?);
+    call("ADD", &Who::new("c1", &one), &bed.bridge()).result();
+    let veth = bed.veths()?.pop().expect("a host's end");
+    Cmd::shell(format!("ip link set {veth} down && ip link set {veth} name other && ip link set other up"))
+        .ok()?;
+    call("ADD", &Who::new("c2", &two), &bed.bridge()).result();
+    assert_eq!(bed.reservations("net").len(), 2);
+    Ok(())
+}
+
+#[test]
 fn an_address_rests_where_the_range_allows() -> Result<()> {
     let Some(bed) = Bed::new("rest")? else { return Ok(()) };
     let pod = Netns::new()?;

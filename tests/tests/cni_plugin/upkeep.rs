@@ -51,6 +51,11 @@ fn rule_06_54_55_56_57_58_60_gc_keeps_exactly_what_is_valid() -> Result<()> {
     bed.dir.write("networks/net/10.99.0.100", "c2")?;
     bed.dir.write("networks/net/10.99.0.101", "")?;
     call("GC", &nobody(), &bed.bridge()).silent();
+    for unnamed in [json!({"containerID": "c1"}), json!({}), json!({"containerID": "c1", "ifname": ""})] {
+        let answer =
+            call("GC", &nobody(), &with(&bed.bridge(), &json!({"cni.dev/valid-attachments": [unnamed]})));
+        assert_eq!(answer.error().0, 6);
+    }
     assert_eq!(bed.reservations("net").len(), 5, "without a list nothing goes");
     let valid = json!([{"containerID": "c2", "ifname": "eth0"}]);
     call("GC", &nobody(), &with(&bed.bridge(), &json!({"cni.dev/valid-attachments": valid}))).silent();
