@@ -26,6 +26,9 @@ const MANY: usize = 64;
 /// Which boot this is (random(4)).
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
+/// The file beside the reservations that says which boot they are of.
+const OWN_BOOT: &str = ".boot_id";
+
 /// The reservations of one network.
 pub(crate) struct Reservations {
     folder: PathBuf,
@@ -79,8 +82,8 @@ impl Reservations {
 
     /// They are an earlier boot's: the next ADD frees what has no record.
     pub(crate) fn are_of_earlier_boot(&self) -> bool {
-        let known = fs::read_to_string(self.folder.join(".boot_id")).unwrap_or_default();
-        fs::read_to_string(BOOT_ID).is_ok_and(|boot| !known.is_empty() && known != boot)
+        let [known, now] = boots(&self.folder);
+        !known.is_empty() && !now.is_empty() && known != now
     }
 
     /// `who` holds `address`.
@@ -122,13 +125,17 @@ impl Reservations {
     }
 }
 
+/// The boot that the reservations in `folder` are of, and the present one; empty where it is not known.
+fn boots(folder: &Path) -> [String; 2] {
+    [folder.join(OWN_BOOT), BOOT_ID.into()].map(|path| fs::read_to_string(path).unwrap_or_default())
+}
+
 impl Locked<'_> {
     /// Frees what an earlier boot left, where it is known that there was another one: every reservation that
     /// has no record.
     pub(crate) fn begin_boot(&self, records: &Records) -> Result<(), Error> {
-        let (path, boot) = (self.folder.join(".boot_id"), fs::read_to_string(BOOT_ID).unwrap_or_default());
-        let known = fs::read_to_string(&path).unwrap_or_default();
-        if boot.is_empty() || known == boot {
+        let [known, now] = boots(self.folder);
+        if now.is_empty() || known == now {
             return Ok(());
         }
         if !known.is_empty() {
@@ -137,7 +144,8 @@ impl Locked<'_> {
             }
         }
         let new = self.folder.join(".boot_id.new");
-        let stored = fs::write(&new, boot).and_then(|()| fs::rename(&new, &path));
+        let path = self.folder.join(OWN_BOOT);
+        let stored = fs::write(&new, now).and_then(|()| fs::rename(&new, &path));
         stored.map_err(|e| failure::file("write", &path, &e))
     }
 
