@@ -392,7 +392,7 @@ fn a_kill_at_any_moment_leaves_nothing_behind_del() -> Result<()> {
         assert_eq!((chosen()?, ifbs()?), (vec![], vec![]), "{verb} round {round}");
     }
     println!("{cut_short} of 120 calls were cut short");
-    assert!(cut_short > 30);
+    assert!(cut_short >= 12);
     pod.cmd("ping -n -c1 -W2 10.99.0.1").ok()?;
     Ok(())
 }
