@@ -122,7 +122,9 @@ impl Overlay {
             Op::SetNeighbour(_, address, mac) => drop(self.neighbours.insert(*address, *mac)),
             Op::DelNeighbour(_, address) => drop(self.neighbours.remove(address)),
             Op::SetRoute(_, key, hop) => drop(self.routes.insert(*key, *hop)),
-            Op::DelRoute(_, key, _) => drop(self.routes.remove(key)),
+            // Another route with that key is none of the operation's business, and Linux leaves it.
+            Op::DelRoute(_, key, hop) if self.routes.get(key) == Some(hop) => drop(self.routes.remove(key)),
+            Op::DelRoute(..) => {}
             Op::ChangeDevice(..) | Op::SetMac(..) | Op::SetMtu(..) | Op::SetUp(_) => {
                 self.device_changed(op);
             }
