@@ -108,9 +108,13 @@ fn run() -> Answer {
         return Ok(Some(cni_core::version_reply()));
     }
     let mut input = Vec::new();
-    io::stdin().take(LONGEST_INPUT).read_to_end(&mut input).map_err(|e| {
+    io::stdin().take(LONGEST_INPUT + 1).read_to_end(&mut input).map_err(|e| {
         (None, Error::new(Code::Io, format!("failed to read standard input: {}", failure::reason(&e))))
     })?;
+    if input.len() as u64 > LONGEST_INPUT {
+        let text = format!("standard input is too long: more than {LONGEST_INPUT} bytes");
+        return Err((None, Error::new(Code::Decode, text)));
+    }
     let network = Network::parse(&input)?;
     let version = network.version;
     network.allows(&invocation).and_then(|()| answer(invocation, network)).map_err(|e| (Some(version), e))
@@ -120,16 +124,16 @@ fn answer(invocation: Invocation, mut network: Network) -> Result<Option<String>
     let role = Role::of(&program(), &network.kind)?;
     network.kind = role.name().to_owned();
     let plugin = Plugin::of(role);
-    let (verb, container, ifname, netns, args) = match invocation {
-        Invocation::Container { verb, container, ifname, netns, args } => {
-            (verb, container, ifname, netns, args)
+    let (verb, container, ifname, netns, own_netns, args) = match invocation {
+        Invocation::Container { verb, container, ifname, netns, own_netns, args } => {
+            (verb, container, ifname, netns, own_netns, args)
         }
         Invocation::Gc => return (plugin.gc)(&network).map(|()| None),
         Invocation::Status => return (plugin.status)(&network).map(|()| None),
         Invocation::Version => return Ok(None),
     };
     let who = Attachment { network: network.name.clone(), container, ifname };
-    let call = Call { who, netns, args, network };
+    let call = Call { who, netns, own_netns, args, network };
     let answer = match verb {
         Verb::Add => (plugin.add)(&call).and_then(|result| tell(&plugin, &call, &result)).map(|()| None),
         Verb::Del => (plugin.del)(&call).map(|()| None),
@@ -154,14 +158,14 @@ fn program() -> String {
 }
 
 fn environment() -> Environment {
-    let variable = |name: &str| env::var_os(name).map(|value| value.to_string_lossy().into_owned());
     Environment {
-        command: variable("CNI_COMMAND"),
-        container: variable("CNI_CONTAINERID"),
-        netns: variable("CNI_NETNS"),
-        ifname: variable("CNI_IFNAME"),
-        args: variable("CNI_ARGS"),
-        path: variable("CNI_PATH"),
+        command: env::var_os("CNI_COMMAND"),
+        container: env::var_os("CNI_CONTAINERID"),
+        netns: env::var_os("CNI_NETNS"),
+        netns_override: env::var_os("CNI_NETNS_OVERRIDE"),
+        ifname: env::var_os("CNI_IFNAME"),
+        args: env::var_os("CNI_ARGS"),
+        path: env::var_os("CNI_PATH"),
     }
 }
 

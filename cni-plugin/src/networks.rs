@@ -24,6 +24,8 @@ pub(crate) struct Call {
     pub(crate) who: Attachment,
     /// The container's namespace as the runtime named it.
     pub(crate) netns: Option<String>,
+    /// It may be the plugin's own.
+    pub(crate) own_netns: bool,
     /// CNI_ARGS.
     pub(crate) args: Arguments,
     /// The configuration as it came.

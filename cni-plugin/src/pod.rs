@@ -27,11 +27,11 @@ const DETECTION: Duration = Duration::from_secs(5);
 /// Opens the namespace of ADD and CHECK.
 ///
 /// # Errors
-/// It is not there, is no namespace, or is the plugin's own (code 8).
+/// It is not there, is no namespace, or is the plugin's own (code 8), unless the runtime wants that.
 pub(crate) fn open(call: &Call) -> Result<Netns, Error> {
     let path = call.netns.as_deref().unwrap_or_default();
     let netns = Netns::open(path).map_err(|error| unusable(path, &error))?;
-    if is_own(&netns)? {
+    if !call.own_netns && is_own(&netns)? {
         let msg = format!("plugin's netns and netns from CNI_NETNS should not be the same: {path}");
         return Err(Error::new(Code::InvalidNetns, msg));
     }
@@ -39,10 +39,10 @@ pub(crate) fn open(call: &Call) -> Result<Netns, Error> {
 }
 
 /// The namespace of DEL: `None` where it is gone or none was named, or where it is the plugin's own,
-/// in which nothing was ever attached.
+/// in which nothing was ever attached unless the runtime wanted that.
 pub(crate) fn open_if_there(call: &Call) -> Option<Netns> {
     let netns = Netns::open(Path::new(call.netns.as_deref()?)).ok()?;
-    (!is_own(&netns).unwrap_or(true)).then_some(netns)
+    (call.own_netns || !is_own(&netns).unwrap_or(true)).then_some(netns)
 }
 
 fn is_own(netns: &Netns) -> Result<bool, Error> {

@@ -1,5 +1,7 @@
 //! The request: environment and standard input.
 
+use std::ffi::OsString;
+
 use netmodel::{IfName, Mac};
 use serde_json::{Map, Value};
 
@@ -14,17 +16,19 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
     /// CNI_COMMAND.
-    pub command: Option<String>,
+    pub command: Option<OsString>,
     /// CNI_CONTAINERID.
-    pub container: Option<String>,
+    pub container: Option<OsString>,
     /// CNI_NETNS.
-    pub netns: Option<String>,
+    pub netns: Option<OsString>,
+    /// CNI_NETNS_OVERRIDE.
+    pub netns_override: Option<OsString>,
     /// CNI_IFNAME.
-    pub ifname: Option<String>,
+    pub ifname: Option<OsString>,
     /// CNI_ARGS.
-    pub args: Option<String>,
+    pub args: Option<OsString>,
     /// CNI_PATH.
-    pub path: Option<String>,
+    pub path: Option<OsString>,
 }
 
 /// What a container's interface is asked to go through.
@@ -57,6 +61,8 @@ pub enum Invocation {
         ifname: IfName,
         /// The namespace's path as the runtime wrote it; DEL may come without.
         netns: Option<String>,
+        /// The namespace may be the plugin's own.
+        own_netns: bool,
         /// CNI_ARGS.
         args: Arguments,
     },
@@ -86,12 +92,12 @@ impl Invocation {
     /// # Errors
     /// Code 4: a variable is missing (all of them are named) or wrong.
     pub fn parse(env: &Environment) -> Result<Option<Self>, Error> {
-        let Some(command) = filled(&env.command) else { return Ok(None) };
+        let Some(command) = filled("CNI_COMMAND", &env.command)? else { return Ok(None) };
         let verb = match command {
             "VERSION" => return Ok(Some(Self::Version)),
             "STATUS" => return Ok(Some(Self::Status)),
             "GC" => {
-                require(&[("CNI_PATH", filled(&env.path))])?;
+                require(&[("CNI_PATH", filled("CNI_PATH", &env.path)?)])?;
                 return Ok(Some(Self::Gc));
             }
             "ADD" => Verb::Add,
@@ -99,30 +105,36 @@ impl Invocation {
             "CHECK" => Verb::Check,
             other => return Err(bad(format!("unknown CNI_COMMAND: {other}"))),
         };
-        let netns = filled(&env.netns);
+        let netns = filled("CNI_NETNS", &env.netns)?;
+        let container = filled("CNI_CONTAINERID", &env.container)?;
+        let ifname = filled("CNI_IFNAME", &env.ifname)?;
         require(&[
-            ("CNI_CONTAINERID", filled(&env.container)),
+            ("CNI_CONTAINERID", container),
             ("CNI_NETNS", netns.or((verb == Verb::Del).then_some(""))),
-            ("CNI_IFNAME", filled(&env.ifname)),
-            ("CNI_PATH", filled(&env.path)),
+            ("CNI_IFNAME", ifname),
+            ("CNI_PATH", filled("CNI_PATH", &env.path)?),
         ])?;
-        let container = filled(&env.container).unwrap_or_default();
+        let container = container.unwrap_or_default();
         if !is_identifier(container) {
             return Err(bad("invalid characters in containerID").with_details(container));
         }
         Ok(Some(Self::Container {
             verb,
             container: container.to_owned(),
-            ifname: interface_name(filled(&env.ifname).unwrap_or_default())?,
+            ifname: interface_name(ifname.unwrap_or_default())?,
             netns: netns.map(str::to_owned),
-            args: Arguments::parse(env.args.as_deref().unwrap_or_default())?,
+            own_netns: filled("CNI_NETNS_OVERRIDE", &env.netns_override)?
+                .is_some_and(|text| text == "1" || text.eq_ignore_ascii_case("true")),
+            args: Arguments::parse(filled("CNI_ARGS", &env.args)?.unwrap_or_default())?,
         }))
     }
 }
 
-/// An environment variable that is set and not empty.
-fn filled(variable: &Option<String>) -> Option<&str> {
-    variable.as_deref().filter(|v| !v.is_empty())
+/// The environment variable of that name if it is set and not empty.
+fn filled<'a>(name: &str, variable: &'a Option<OsString>) -> Result<Option<&'a str>, Error> {
+    let Some(value) = variable else { return Ok(None) };
+    let text = value.to_str().ok_or_else(|| bad(format!("{name} is not UTF-8: {value:?}")))?;
+    Ok(Some(text).filter(|text| !text.is_empty()))
 }
 
 fn bad(msg: impl Into<String>) -> Error {
@@ -158,7 +170,10 @@ impl Arguments {
         let mut found = Self::default();
         let (mut unknown, mut ignore) = (Vec::new(), false);
         let (mut namespace, mut name) = (None, None);
-        for pair in text.split(';').filter(|p| !p.is_empty()) {
+        if text.is_empty() {
+            return Ok(found);
+        }
+        for pair in text.split(';') {
             let sides = pair.split_once('=').filter(|(_, value)| !value.contains('='));
             let (key, value) = sides.ok_or_else(|| bad(format!("ARGS: invalid pair {pair:?}")))?;
             match key {
@@ -326,14 +341,14 @@ mod tests {
     use super::*;
 
     fn env(command: &str) -> Environment {
-        let some = |text: &str| Some(text.to_owned());
+        let some = |text: &str| Some(text.into());
         Environment {
             command: some(command),
             container: some("c1"),
             netns: some("/run/netns/x"),
             ifname: some("eth0"),
-            args: None,
             path: some("/opt/cni/bin"),
+            ..Environment::default()
         }
     }
 
@@ -358,7 +373,7 @@ mod tests {
 
     #[test]
     fn an_empty_namespace_is_fine_for_del_only() {
-        let empty = |command| Environment { netns: Some(String::new()), ..env(command) };
+        let empty = |command| Environment { netns: Some("".into()), ..env(command) };
         assert!(matches!(
             Invocation::parse(&empty("DEL")),
             Ok(Some(Invocation::Container { netns: None, .. }))
@@ -383,11 +398,14 @@ mod tests {
     fn arguments_are_strict_unless_told_otherwise() {
         let kubernetes = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_UID=7";
         assert_eq!(Arguments::parse(kubernetes).unwrap().pod.as_deref(), Some("default/web"));
-        let asked = Arguments::parse("IP=10.1.2.3;MAC=02:00:00:00:00:01;").unwrap();
+        let asked = Arguments::parse("IP=10.1.2.3;MAC=02:00:00:00:00:01").unwrap();
         assert_eq!((asked.ip.as_deref(), asked.mac), (Some("10.1.2.3"), "02:00:00:00:00:01".parse().ok()));
         let wrong = |text| Arguments::parse(text).unwrap_err().msg;
         assert_eq!(wrong("FOO=bar"), "ARGS: unknown args [\"FOO=bar\"]");
         assert_eq!(wrong("IgnoreUnknown=true;FOO"), "ARGS: invalid pair \"FOO\"");
+        for empty in [";", "IP=10.1.2.3;", "IgnoreUnknown=1;;FOO=bar"] {
+            assert_eq!(wrong(empty), "ARGS: invalid pair \"\"", "{empty}");
+        }
         assert!(wrong("IgnoreUnknown=maybe").starts_with("ARGS: IgnoreUnknown: boolean unmarshal error"));
         assert!(Arguments::parse("IgnoreUnknown=False;FOO=1").is_err());
     }

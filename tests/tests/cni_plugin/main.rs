@@ -10,6 +10,7 @@ mod foreign;
 mod hostports;
 mod hostports_lab;
 mod hostports_owners;
+mod input;
 mod install;
 mod interop;
 mod kills;
