@@ -186,6 +186,7 @@ fn route(index: u32, planned: &PodRoute) -> route::Route {
         table: wish.table.unwrap_or(route::MAIN_TABLE),
         // Checked when it was read.
         mtu: wish.mtu.and_then(|mtu| Mtu::try_from(u64::from(mtu)).ok()),
+        advmss: wish.advmss,
         ..route::Route::to(wish.dst)
     }
 }

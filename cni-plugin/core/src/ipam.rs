@@ -101,9 +101,6 @@ impl Ipam {
 fn routes(ipam: &Keys<'_>) -> Result<Vec<Route>, Error> {
     let routes = Route::list(ipam, "routes")?;
     for route in &routes {
-        if let Some(advmss) = route.advmss {
-            return Err(Error::unsupported("ipam.routes.advmss", &advmss.to_string()));
-        }
         if let Some(mtu) = route.mtu {
             let invalid =
                 |e| Error::new(Code::InvalidConfig, format!("invalid mtu of route {}: {e}", route.dst));
@@ -241,7 +238,6 @@ mod tests {
             parse(json!({"ipam": {"type": "host-local", "subnet": "10.1.0.0/24", "routes": [route]}}), "")
                 .unwrap_err()
         };
-        assert_eq!(route(json!({"dst": "10.0.0.0/8", "advmss": 1360})).0, Code::UnsupportedField);
         assert!(
             route(json!({"dst": "10.0.0.0/8", "mtu": 7})).1.starts_with("invalid mtu of route 10.0.0.0/8")
         );

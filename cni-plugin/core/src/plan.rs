@@ -10,6 +10,9 @@ use crate::{
     attachment::mix,
 };
 
+/// The scope of what is on the link (`RT_SCOPE_LINK`); larger numbers are nearer.
+const LINK_SCOPE: u8 = 253;
+
 /// An address that was reserved for the container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chosen {
@@ -145,7 +148,10 @@ fn pod_routes(reported: &[Route], addresses: &[Chosen]) -> Vec<PodRoute> {
         if route.gw.is_none() && route.table.is_none() && addresses.iter().any(own) {
             continue;
         }
-        let planned = PodRoute { route: *route, via: route.gw.or_else(|| gateway_of(addresses, ipv4)) };
+        // The kernel takes no gateway for what is on the link itself.
+        let is_beyond = route.scope.is_none_or(|scope| scope < LINK_SCOPE);
+        let usual = || gateway_of(addresses, ipv4).filter(|_| is_beyond);
+        let planned = PodRoute { route: *route, via: route.gw.or_else(usual) };
         let same = |r: &PodRoute| {
             let key = |r: &PodRoute| (r.route.dst, r.via, r.route.table, r.route.priority);
             key(r) == key(&planned)

@@ -50,6 +50,8 @@ pub struct Route {
     pub table: u32,
     /// Largest packet on this path, in bytes.
     pub mtu: Option<Mtu>,
+    /// The maximal segment size that TCP advertises on this path, in bytes.
+    pub advmss: Option<u32>,
     /// What happens to a packet.
     pub kind: Kind,
     /// The ways of a route with several; empty otherwise. Only read, never written.
@@ -119,6 +121,7 @@ impl Route {
             source: None,
             table: MAIN_TABLE,
             mtu: None,
+            advmss: None,
             kind: Kind::Unicast,
             multipath: Vec::new(),
         }
@@ -187,8 +190,9 @@ impl Route {
         attributes.extend(self.device.map(RouteAttribute::Oif));
         attributes.extend(self.metric.map(RouteAttribute::Priority));
         attributes.extend(self.source.map(|source| RouteAttribute::PrefSource(source.into())));
-        attributes
-            .extend(self.mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu.get().into())])));
+        let mtu = self.mtu.map(|mtu| RouteMetric::Mtu(mtu.get().into()));
+        let metrics: Vec<_> = mtu.into_iter().chain(self.advmss.map(RouteMetric::Advmss)).collect();
+        attributes.extend((!metrics.is_empty()).then_some(RouteAttribute::Metrics(metrics)));
         message
     }
 }
@@ -303,6 +307,7 @@ const RTA_MULTIPATH: u16 = 9;
 const RTA_TABLE: u16 = 15;
 const RTA_VIA: u16 = 18;
 const RTAX_MTU: u16 = 2;
+const RTAX_ADVMSS: u16 = 8;
 /// Bytes of `struct rtmsg`.
 const HEADER: usize = 12;
 /// Bytes of `struct rtnexthop`: length, flags, hops, index.
@@ -334,7 +339,10 @@ fn read(message: Message<'_>) -> Result<Option<Route>, Cause> {
             RTA_VIA => route.gateway = value.get(2..).and_then(address),
             RTA_PRIORITY => route.metric = number(value),
             RTA_PREFSRC => route.source = address(value),
-            RTA_METRICS => route.mtu = mtu(value),
+            RTA_METRICS => {
+                route.mtu = metric(value, RTAX_MTU).and_then(|mtu| Mtu::try_from(u64::from(mtu)).ok());
+                route.advmss = metric(value, RTAX_ADVMSS);
+            }
             RTA_MULTIPATH => route.multipath = next_hops(value),
             RTA_TABLE => route.table = number(value).unwrap_or(route.table),
             _ => {}
@@ -345,11 +353,9 @@ fn read(message: Message<'_>) -> Result<Option<Route>, Cause> {
     Ok(Some(route))
 }
 
-/// The MTU among the metrics of a route.
-fn mtu(metrics: &[u8]) -> Option<Mtu> {
-    let bytes =
-        attributes(metrics, 0).find(|(kind, _)| *kind == RTAX_MTU).and_then(|(_, value)| number(value))?;
-    Mtu::try_from(u64::from(bytes)).ok()
+/// One of the metrics of a route.
+fn metric(metrics: &[u8], wanted: u16) -> Option<u32> {
+    attributes(metrics, 0).find(|(kind, _)| *kind == wanted).and_then(|(_, value)| number(value))
 }
 
 /// The ways of a route with several.
@@ -402,6 +408,7 @@ mod tests {
                 source: gateway.parse().ok(),
                 table: 100_000,
                 mtu: Mtu::try_from(1400).ok(),
+                advmss: Some(1360),
                 ..Route::to(destination)
             };
             let request = route.add(&"x".parse().unwrap());

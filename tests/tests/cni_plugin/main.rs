@@ -19,6 +19,7 @@ mod masquerade;
 mod protocol;
 mod reference;
 mod roles;
+mod routes;
 mod state;
 mod tuning;
 mod upkeep;
