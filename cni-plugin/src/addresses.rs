@@ -47,7 +47,9 @@ pub(crate) fn lease_from<'a>(
     // One that is not there has done nothing; any other may have done half of it even where it failed.
     foreign::find(kind)?;
     undo.push(|| foreign::run(kind, "DEL", network).map(drop));
-    Leased::from_result(Outcome::of_text(&foreign::run(kind, "ADD", network)?)?)
+    let (_, result) = foreign::add(kind, network)?;
+    Leased::from_result(result)
+        .map_err(|error| Error { msg: format!("plugin {kind}: {}", error.msg), ..error })
 }
 
 /// Either an address of each set, or none.

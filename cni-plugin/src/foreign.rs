@@ -10,12 +10,15 @@ use std::{
     time::Duration,
 };
 
-use cni_core::{Code, Error, Network};
+use cni_core::{Code, Error, Network, Outcome};
 
 use crate::failure;
 
 /// How often a plugin that is just being written is tried again, and after how long.
 const BUSY: (usize, Duration) = (10, Duration::from_millis(100));
+
+/// How many characters of what a plugin printed a message holds.
+const LONGEST_QUOTE: usize = 200;
 
 /// Executes the plugin `kind` for `verb`, with our own environment and `network` as its input, and returns what
 /// it printed.
@@ -31,10 +34,33 @@ pub(crate) fn run(kind: &str, verb: &str, network: &Network) -> Result<String, E
         return Ok(text);
     }
     let failed = || {
-        let said = if text.is_empty() { "it said nothing".to_owned() } else { format!("{text:?}") };
-        Error::new(Code::Internal, format!("plugin {kind} failed with {}: {said}", output.status))
+        let msg = format!("plugin {kind} failed with {}: {}", output.status, quoted(&text));
+        Error::new(Code::Internal, msg)
     };
     Err(Error::passed_on(&text).map_or_else(failed, |error| error.about_plugin(kind)))
+}
+
+/// Executes the plugin `kind` for ADD, and returns its result as it printed it and as it is understood.
+///
+/// # Errors
+/// As [`run`], or it printed no result.
+pub(crate) fn add(kind: &str, network: &Network) -> Result<(String, Outcome), Error> {
+    let text = run(kind, "ADD", network)?;
+    let garbled = |error: Error| {
+        let msg = format!("plugin {kind} succeeded but printed no result: {}", quoted(&text));
+        Error::new(Code::Decode, msg).with_details(error.msg)
+    };
+    let outcome = Outcome::of_text(&text).map_err(garbled)?;
+    Ok((text, outcome))
+}
+
+/// What a plugin printed, shortened to what fits a message.
+fn quoted(text: &str) -> String {
+    match text.char_indices().nth(LONGEST_QUOTE) {
+        _ if text.is_empty() => "it said nothing".to_owned(),
+        Some((end, _)) => format!("{:?}...", &text[..end]),
+        None => format!("{text:?}"),
+    }
 }
 
 /// The file of that name in the first folder of `CNI_PATH` that has it.
@@ -66,6 +92,8 @@ fn execute(program: &Path, verb: &str, input: &[u8]) -> io::Result<Output> {
 fn start(program: &Path, verb: &str) -> io::Result<Child> {
     let mut command = Command::new(program);
     command.env("CNI_COMMAND", verb).stdin(Stdio::piped()).stdout(Stdio::piped());
+    // A runtime that loses patience kills us alone, and goes on to DEL.
+    linux::end_with_starter(&mut command);
     for _ in 0..BUSY.0 {
         match command.spawn() {
             Err(e) if e.kind() == io::ErrorKind::ExecutableFileBusy => thread::sleep(BUSY.1),

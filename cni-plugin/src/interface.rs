@@ -3,7 +3,7 @@
 use cni_core::{Code, Error, Network, subnet_file};
 
 use crate::{
-    add, check, del, delegate, gc,
+    add, check, del, delegate, foreign, gc,
     networks::{self, Call},
     plugin::Plugin,
     scratch::{self, Scratch},
@@ -24,7 +24,12 @@ fn del(call: &Call) -> Result<(), Error> {
     }
     let scratch = Scratch::find(call)?;
     let rendered = networks::lenient(&call.network);
-    let network = match scratch.as_ref().and_then(|scratch| scratch.network.clone()) {
+    let noted = scratch.as_ref().and_then(|scratch| scratch.network.clone());
+    // Nobody can ask a plugin that is not there, and this one would ask itself for ever.
+    let can_be_asked = |delegated: &Network| {
+        is_ours(delegated) || !networks::is_flannel(delegated) && foreign::find(&delegated.kind).is_ok()
+    };
+    let network = match noted.filter(can_be_asked) {
         // What is delegated now may be mistaken. What was delegated then is what counts.
         Some(delegated) => delegated,
         None => rendered?,

@@ -87,6 +87,9 @@ pub fn delegate_config(network: &Network, env: Option<&SubnetEnv>) -> Result<Net
         }
     }
     let kind = plugin_name("delegate.type", delegate.filled("type")?.unwrap_or("bridge"))?;
+    if kind == "flannel" {
+        return Err(Error::new(Code::InvalidConfig, "'delegate' dictionary must not be of type flannel"));
+    }
     let mut document = match network.keys().value("delegate") {
         Some(Value::Object(map)) => map.clone(),
         _ => Map::new(),
@@ -199,7 +202,9 @@ mod tests {
             )
         );
         assert!(refused(r#"{"ipam":{}}"#).1.contains("'ipam'"));
-        assert_eq!(refused(r#"{"type":"../sh"}"#).0, Code::InvalidConfig);
+        for kind in ["../sh", "flannel"] {
+            assert_eq!(refused(&format!(r#"{{"type":"{kind}"}}"#)).0, Code::InvalidConfig);
+        }
         assert_eq!(refused("7").0, Code::Decode);
     }
 

@@ -21,3 +21,4 @@ pub mod sysctl;
 pub mod traffic;
 
 pub use error::{Cause, Error, Retry};
+pub use sys::end_with_starter;

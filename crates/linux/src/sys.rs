@@ -1,11 +1,18 @@
 //! The system calls that neither `std` nor `rustix` offers. All `unsafe` of the project is here.
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::{
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+        unix::process::CommandExt,
+    },
+    process::Command,
+};
 
 use rustix::{
     io::Errno,
     net::{RecvFlags, SendFlags},
+    process::{Signal, getpid, getppid, set_parent_process_death_signal},
     thread::UnshareFlags,
 };
 
@@ -94,6 +101,19 @@ fn fork_detached(kept: [BorrowedFd<'_>; 3], work: impl FnOnce()) -> Result<(), E
         }
         _ => Ok(()),
     }
+}
+
+/// Makes the kernel kill what `command` starts when the thread that starts it ends, however that ends.
+pub fn end_with_starter(command: &mut Command) {
+    let starter = getpid();
+    let bind = move || {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        // It may have ended before it was listened for.
+        if getppid() == Some(starter) { Ok(()) } else { Err(Errno::SRCH.into()) }
+    };
+    // JUSTIFICATION: only the child can ask for this, and std lets nothing else run there.
+    // SAFETY: the child makes two system calls on memory that is there already, and allocates nothing.
+    unsafe { command.pre_exec(bind) };
 }
 
 /// Closes every descriptor of this process but these, of which some may be the same.

@@ -9,7 +9,7 @@ use testkit::{Cmd, Netns};
 use crate::bed::{Answer, Bed, Who, addresses, call, command, device, feed, reference, with};
 
 /// A plugin that notes each call and what it got, and answers what `answers` says for ADD.
-fn scripted(bed: &Bed, name: &str, answer: &str) -> Result<()> {
+pub(crate) fn scripted(bed: &Bed, name: &str, answer: &str) -> Result<()> {
     let log = bed.path("calls");
     let text = format!(
         "#!/bin/sh\n{{ echo \"$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME\"; cat; echo; }} >> {}\n{answer}\n",
@@ -21,7 +21,7 @@ fn scripted(bed: &Bed, name: &str, answer: &str) -> Result<()> {
 }
 
 /// The verbs of all calls.
-fn verbs(bed: &Bed) -> Vec<String> {
+pub(crate) fn verbs(bed: &Bed) -> Vec<String> {
     let text = fs::read_to_string(bed.path("calls")).unwrap_or_default();
     let known = ["ADD", "DEL", "CHECK", "GC", "STATUS"];
     let lines = text.lines().filter_map(|line| line.split(' ').next().filter(|verb| known.contains(verb)));
@@ -29,7 +29,7 @@ fn verbs(bed: &Bed) -> Vec<String> {
 }
 
 /// A call that finds the scripted plugins.
-fn ask(bed: &Bed, verb: &str, who: &Who, config: &Value) -> Answer {
+pub(crate) fn ask(bed: &Bed, verb: &str, who: &Who, config: &Value) -> Answer {
     let mut command = command(&testkit::bin("flannel"), verb, who);
     command.env("CNI_PATH", format!("{}:/usr/lib/cni", bed.path("bin").display()));
     feed(command, config.to_string().as_bytes())

@@ -7,6 +7,7 @@ mod check;
 mod crowd;
 mod del;
 mod foreign;
+mod foreign_faults;
 mod hostports;
 mod hostports_lab;
 mod hostports_owners;
