@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// As many records are looked through at every ADD.
-const FEW: usize = 50;
+const FEW: usize = 20;
 
 /// More of them, once in this time.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -34,27 +34,31 @@ const PAUSE: Duration = Duration::from_secs(10);
 const AT_ONCE: usize = 200;
 
 /// Removes what is left of attachments that are gone, and returns of how many. Where there are many records,
-/// only once in a while, unless there `is_need`.
+/// only once in a while, unless there `is_need`. To be called by who holds a record.
 pub(crate) fn sweep(records: &Records, is_need: bool) -> Result<usize, Error> {
     let marker = records.beside("swept");
     if !is_need && !is_due(&marker) {
         return Ok(0);
     }
     let names = records.names();
+    // The caller's own.
+    if names.len() <= 1 {
+        return Ok(0);
+    }
     let dead = find_dead(records, &names)?;
     clear(records, &dead)?;
     // Without it the next ADD looks again.
-    let _ = marker.parent().map(make_folder);
-    let _ = fs::write(&marker, (names.len() - dead.len()).to_string());
+    if names.len() - dead.len() > FEW {
+        let _ = marker.parent().map(make_folder);
+        let _ = fs::write(&marker, "");
+    } else {
+        let _ = fs::remove_file(&marker);
+    }
     Ok(dead.len())
 }
 
 /// There were few records the last time, or it is long ago.
 fn is_due(marker: &Path) -> bool {
-    let count = fs::read_to_string(marker).ok().and_then(|text| text.trim().parse::<usize>().ok());
-    if count.is_none_or(|count| count <= FEW) {
-        return true;
-    }
     let changed = fs::metadata(marker).and_then(|marker| marker.modified());
     // A clock that went back is no reason never to look again.
     changed.map_or(true, |at| SystemTime::now().duration_since(at).map_or(true, |age| age >= PAUSE))
@@ -63,9 +67,6 @@ fn is_due(marker: &Path) -> bool {
 /// The records of attachments without a host's end. Records of other namespaces and of address management
 /// alone can't be judged by that.
 fn find_dead(records: &Records, names: &[String]) -> Result<Vec<Held>, Error> {
-    if names.is_empty() {
-        return Ok(Vec::new());
-    }
     let mut socket = RouteSocket::open().map_err(|e| kernel(&e))?;
     let links = socket.links().map_err(|e| kernel(&e))?;
     let veths = links.into_iter().filter(|link| link.kind == Kind::Veth);

@@ -4,7 +4,7 @@ use std::{
     fmt,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
-    thread,
+    process,
 };
 
 use rustix::{
@@ -13,7 +13,7 @@ use rustix::{
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
 
-use crate::{Cause, Error, sys};
+use crate::{Error, sys};
 
 /// What statfs(2) answers for a namespace file (`NSFS_MAGIC`, linux/magic.h).
 const NSFS_MAGIC: u64 = 0x6e73_6673;
@@ -65,37 +65,44 @@ impl Netns {
     /// # Errors
     /// The privilege is missing (CAP_SYS_ADMIN).
     pub fn create() -> Result<Self, Error> {
-        on_another_thread(|| {
-            sys::unshare_network().map_err(|errno| Error::new("create", "a network namespace", errno))?;
-            Self::current()
-        })
+        let _back = WayBack::note()?;
+        sys::unshare_network().map_err(|errno| Error::new("create", "a network namespace", errno))?;
+        Self::current()
     }
 
-    /// Runs `work` inside this namespace and returns its answer.
-    ///
-    /// It runs on a thread of its own that ends with it, so the calling thread stays where it is whatever
-    /// happens. What `work` opens (a socket, a process) stays in this namespace.
+    /// Runs `work` inside this namespace and returns its answer; then the calling thread is back where it was,
+    /// also after a panic. What `work` opens (a socket, a process) stays in this namespace.
     ///
     /// # Errors
     /// The namespace could not be entered: the privilege is missing, or it is a namespace of another kind.
-    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
-        on_another_thread(|| {
-            move_into_link_name_space(self.handle.as_fd(), Some(LinkNameSpaceType::Network))
-                .map_err(|errno| Error::new("enter", self.to_string(), errno))?;
-            Ok(work())
-        })
+    pub fn enter<T>(&self, work: impl FnOnce() -> T) -> Result<T, Error> {
+        let _back = WayBack::note()?;
+        move_into(&self.handle).map_err(|errno| Error::new("enter", self.to_string(), errno))?;
+        Ok(work())
     }
 }
 
-/// Runs `work` on a thread of its own and hands a panic on.
-fn on_another_thread<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
-    thread::scope(|scope| {
-        let thread = thread::Builder::new()
-            .name("netns".to_owned())
-            .spawn_scoped(scope, work)
-            .map_err(|error| Error::new("start", "a thread for a network namespace", Cause::Errno(error)))?;
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+/// Brings the thread back to the namespace that it was in. A thread of its own for each visit would cost as much
+/// as all that is done there.
+struct WayBack(Netns);
+
+impl WayBack {
+    fn note() -> Result<Self, Error> {
+        Netns::current().map(Self)
+    }
+}
+
+impl Drop for WayBack {
+    fn drop(&mut self) {
+        // What came in can go out again. If not, whatever this thread did next would hit the wrong host.
+        if move_into(&self.0.handle).is_err() {
+            process::abort();
+        }
+    }
+}
+
+fn move_into(namespace: &OwnedFd) -> Result<(), Errno> {
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
 }
 
 /// Two handles are equal if they are the same namespace, whatever their paths.
@@ -137,6 +144,17 @@ mod tests {
         let fifo = dir.path().join("fifo");
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, Mode::RUSR, 0).unwrap();
         assert_eq!(Netns::open(&fifo).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+    }
+
+    #[test]
+    fn a_thread_is_back_after_a_visit_whatever_happened_there() {
+        let Some(_) = testkit::netns_or_skip() else { return };
+        let (here, there) = (Netns::current().unwrap(), Netns::create().unwrap());
+        assert_eq!(Netns::current().unwrap(), here);
+        assert_eq!(there.enter(|| Netns::current().unwrap()).unwrap(), there);
+        assert_eq!(Netns::current().unwrap(), here);
+        let panic = std::panic::catch_unwind(|| there.enter(|| panic!("inside")));
+        assert!(panic.is_err() && Netns::current().unwrap() == here);
     }
 
     #[test]
