@@ -40,17 +40,21 @@ struct Options {
 
 /// Installs, as the arguments behind `install` say, and returns what there is to tell.
 pub(crate) fn install(arguments: impl Iterator<Item = OsString>) -> Result<String, Error> {
-    let options = Options::parse(arguments)?;
+    let Some(options) = Options::parse(arguments)? else { return Ok(USAGE.to_owned()) };
+    let (program, conflist) = (options.bin_dir.join(PROGRAM), options.conf_dir.join(CONFLIST_NAME));
+    let links = Role::ALL.into_iter().filter(|role| *role != Role::Flannel);
+    let links: Vec<PathBuf> = links.map(|role| options.bin_dir.join(role.name())).collect();
+    // Nothing takes the place of a folder: better to know before anything is done.
+    let taken = links.iter().filter(|_| options.replace).chain([&program, &conflist]);
+    taken.into_iter().try_for_each(|path| not_a_folder(path))?;
     make_folder(&options.bin_dir)?;
     make_folder(&options.conf_dir)?;
-    let program = options.bin_dir.join(PROGRAM);
     replace_with(&program, 0o755, |file| {
         let mut own = File::open("/proc/self/exe")?;
         io::copy(&mut own, file).map(drop)
     })?;
     let mut told = format!("installed {}\n", program.display());
-    for role in Role::ALL.into_iter().filter(|role| *role != Role::Flannel) {
-        let link = options.bin_dir.join(role.name());
+    for link in links {
         if options.replace || is_free(&link) {
             replace_link(&link)?;
             told.push_str(&format!("installed {}\n", link.display()));
@@ -59,14 +63,14 @@ pub(crate) fn install(arguments: impl Iterator<Item = OsString>) -> Result<Strin
         }
     }
     // Last: from now on the runtime starts pods.
-    let conflist = options.conf_dir.join(CONFLIST_NAME);
     replace_with(&conflist, 0o644, |file| file.write_all(CONFLIST.as_bytes()))?;
     told.push_str(&format!("installed {}", conflist.display()));
     Ok(told)
 }
 
 impl Options {
-    fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Self, Error> {
+    /// Reads them; `None` for who asks how it is called.
+    fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Option<Self>, Error> {
         let wrong = |what: String| Error::new(Code::InvalidConfig, format!("{what}\n\n{USAGE}"));
         let mut options =
             Self { bin_dir: "/opt/cni/bin".into(), conf_dir: "/etc/cni/net.d".into(), replace: false };
@@ -85,12 +89,20 @@ impl Options {
             match name.as_str() {
                 "--bin-dir" => folder(&mut options.bin_dir)?,
                 "--conf-dir" => folder(&mut options.conf_dir)?,
+                "--help" | "-h" => return Ok(None),
                 "--replace" if value.is_none() => options.replace = true,
                 _ => return Err(wrong(format!("unknown argument {name:?}"))),
             }
         }
-        Ok(options)
+        Ok(Some(options))
     }
+}
+
+fn not_a_folder(path: &Path) -> Result<(), Error> {
+    if fs::symlink_metadata(path).is_ok_and(|there| there.is_dir()) {
+        return Err(failure::file("install", path, &io::ErrorKind::IsADirectory.into()));
+    }
+    Ok(())
 }
 
 /// There is nothing at `link`, or a link of ours.
@@ -145,15 +157,17 @@ pub(crate) fn asked() -> Option<impl Iterator<Item = OsString>> {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<Options, String> {
+    fn parse(text: &str) -> Result<Option<Options>, String> {
         Options::parse(text.split_whitespace().map(OsString::from)).map_err(|e| e.msg)
     }
 
     #[test]
     fn folders_are_given_either_way() {
         let wanted = Options { bin_dir: "/b".into(), conf_dir: "/c".into(), replace: true };
-        assert_eq!(parse("--bin-dir /b --conf-dir=/c --replace").as_ref(), Ok(&wanted));
-        assert_eq!(parse("").map(|options| options.conf_dir), Ok("/etc/cni/net.d".into()));
+        assert_eq!(parse("--bin-dir /b --conf-dir=/c --replace"), Ok(Some(wanted)));
+        let usual = parse("").map(|options| options.map(|options| options.conf_dir));
+        assert_eq!(usual, Ok(Some("/etc/cni/net.d".into())));
+        assert_eq!((parse("--help"), parse("--replace -h")), (Ok(None), Ok(None)));
         for wrong in ["--bin-dir", "--bin-dir=", "--replace=yes", "--force", "/b"] {
             assert!(parse(wrong).is_err_and(|text| text.contains("usage: flannel install")), "{wrong}");
         }

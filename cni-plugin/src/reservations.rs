@@ -26,6 +26,9 @@ const MANY: usize = 64;
 /// Which boot this is (random(4)).
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
+/// Its length: that of a UUID.
+const BOOT_ID_LENGTH: usize = 36;
+
 /// The file beside the reservations that says which boot they are of.
 const OWN_BOOT: &str = ".boot_id";
 
@@ -125,9 +128,16 @@ impl Reservations {
     }
 }
 
-/// The boot that the reservations in `folder` are of, and the present one; empty where it is not known.
+/// The boot that the reservations in `folder` are of, and the present one; empty where it is not known, also where
+/// the file holds no identity.
 fn boots(folder: &Path) -> [String; 2] {
-    [folder.join(OWN_BOOT), BOOT_ID.into()].map(|path| fs::read_to_string(path).unwrap_or_default())
+    let is_identity = |text: &String| {
+        text.len() == BOOT_ID_LENGTH && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
+    };
+    [folder.join(OWN_BOOT), BOOT_ID.into()].map(|path| {
+        let text = fs::read_to_string(path).map(|text| text.trim_end().to_owned());
+        text.ok().filter(is_identity).unwrap_or_default()
+    })
 }
 
 impl Locked<'_> {
@@ -145,7 +155,7 @@ impl Locked<'_> {
         }
         let new = self.folder.join(".boot_id.new");
         let path = self.folder.join(OWN_BOOT);
-        let stored = fs::write(&new, now).and_then(|()| fs::rename(&new, &path));
+        let stored = fs::write(&new, format!("{now}\n")).and_then(|()| fs::rename(&new, &path));
         stored.map_err(|e| failure::file("write", &path, &e))
     }
 
@@ -433,7 +443,14 @@ mod tests {
         dir.write("n/10.1.0.77", "old\r\neth0").expect("written");
         let mine = reserve(&dir, &set, 1).expect("free");
         assert!(files(&dir).contains("10.1.0.77"), "nothing was known of the boot");
-        dir.write("n/.boot_id", "another\n").expect("written");
+        let now = fs::read_to_string(dir.path().join("n/.boot_id")).expect("it is known now");
+        for garbled in ["", "\0\0\0", "another\n", "00000000-0000-0000-0000"] {
+            dir.write("n/.boot_id", garbled).expect("written");
+            reserve(&dir, &set, 3).expect("free");
+            assert!(files(&dir).contains("10.1.0.77"), "{garbled:?} is no boot");
+            assert_eq!(fs::read_to_string(dir.path().join("n/.boot_id")).expect("a file"), now);
+        }
+        dir.write("n/.boot_id", "00000000-0000-0000-0000-000000000000\n").expect("written");
         reserve(&dir, &set, 2).expect("free");
         assert!(!files(&dir).contains("10.1.0.77") && files(&dir).contains(&mine.to_string()));
     }

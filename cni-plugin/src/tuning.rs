@@ -20,6 +20,7 @@ use netmodel::Mtu;
 
 use crate::{
     failure::{self, kernel},
+    files,
     networks::Call,
     plugin::{Plugin, nothing_to_do},
     pod,
@@ -150,26 +151,18 @@ fn backup_name(who: &Attachment) -> String {
     format!("{}_{}.json", who.container, who.ifname)
 }
 
-/// Where a file is while it is being written.
-fn half(path: &Path) -> PathBuf {
-    path.with_extension("json.new")
-}
-
-/// Writes the file whole or not at all.
+/// Writes the file, which is not there, whole or not at all.
 fn keep(path: &Path, backup: &Backup) -> Result<(), Error> {
-    let half = half(path);
-    path.parent()
-        .map_or(Ok(()), fs::create_dir_all)
-        .and_then(|()| fs::write(&half, backup.to_json()))
-        .and_then(|()| fs::rename(&half, path))
+    let folder = path.parent().unwrap_or(path);
+    // What is there by now is another call's, which found the interface as it was, too.
+    fs::create_dir_all(folder)
+        .and_then(|()| files::create_whole(folder, path, &backup.to_json()).map(drop))
         .map_err(|e| failure::file("write", path, &e))
 }
 
 /// Restores the interface, where there is one. A file that is garbled, as old plugins leave it, says nothing.
 fn del(call: &Call) -> Result<(), Error> {
     let path = backup_path(call)?;
-    // Of an ADD that was killed; seldom there.
-    let _ = fs::remove_file(half(&path));
     let content = match fs::read(&path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         content => content.map_err(|e| failure::file("read", &path, &e))?,

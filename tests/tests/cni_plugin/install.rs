@@ -84,3 +84,34 @@ fn a_runtime_never_meets_half_a_file() -> Result<()> {
         writer.join().expect("no panic")
     })
 }
+
+#[test]
+fn who_asks_how_it_is_called_is_told() -> Result<()> {
+    let dir = TempDir::new("usage")?;
+    for asked in ["--help", "-h"] {
+        let told = install(&dir, asked).ok()?.stdout;
+        assert!(told.starts_with("usage: flannel install "), "{told}");
+    }
+    assert!(!dir.path().join("a").exists(), "nothing was done");
+    Ok(())
+}
+
+#[test]
+fn a_folder_in_the_way_is_told_before_anything_is_touched() -> Result<()> {
+    for (taken, more) in [("bin/tuning", "--replace"), ("bin/flannel", ""), ("net.d/10-flannel.conflist", "")]
+    {
+        let dir = TempDir::new("folder")?;
+        let before = dir.write(&format!("a/{taken}/file"), "")?;
+        let theirs = dir.write("a/bin/portmap", "another's")?;
+        let told = install(&dir, more).run()?;
+        assert!(told.code == Some(1) && told.stderr.contains(&format!("{taken}: is a directory")), "{told}");
+        assert!(before.exists() && fs::read(theirs)? == b"another's");
+        let made = ["bin/flannel", "bin/bridge", "net.d/10-flannel.conflist"];
+        let made = made.iter().filter(|name| **name != taken && dir.path().join("a").join(name).exists());
+        assert_eq!(made.count(), 0, "{taken}");
+    }
+    let dir = TempDir::new("others")?;
+    dir.write("a/bin/tuning/file", "")?;
+    assert!(install(&dir, "").ok()?.stdout.contains("left alone"), "it is not to be replaced");
+    Ok(())
+}

@@ -241,3 +241,16 @@ fn what_the_reference_wrote_down_is_restored_and_the_other_way_round() -> Result
     }
     Ok(())
 }
+
+#[test]
+fn what_an_interface_was_is_kept_whole_or_not_at_all() -> Result<()> {
+    let Some(tuned) = Tuned::new("tunewhole")? else { return Ok(()) };
+    // Where half of it would be, which a kill would leave, there is no room.
+    fs::create_dir_all(tuned.bed.path("tuning/c1_eth0.json.new"))?;
+    tuned.call("ADD", &json!({"mtu": 1300})).result();
+    let kept: Value = serde_json::from_slice(&fs::read(tuned.bed.path("tuning/c1_eth0.json"))?)?;
+    assert_eq!(kept["mtu"], 1400);
+    tuned.call("DEL", &json!({"mtu": 1300})).silent();
+    assert_eq!(tuned.backups(), ["c1_eth0.json.new"], "nor does DEL look there");
+    Ok(())
+}
