@@ -6,7 +6,7 @@ use linux::{
     address::Address,
     link::{Kind, Link},
     netlink::RouteSocket,
-    route::{Filter, Route},
+    route::{BOOT_PROTOCOL, Filter, Route},
 };
 use netmodel::{Mtu, ROUTE_PROTOCOL, Subnet, Vni};
 use overlay_core::{
@@ -253,13 +253,21 @@ fn prefixes(host: &Host, previous: Option<Subnet>) -> Vec<HostPrefix> {
         let IpAddr::V4(ip) = a.address else { return None };
         let subnet = Subnet::containing(a.address, a.prefix).ok()?;
         let (device, kind) = place(Some(a.device));
-        (!tunnel(Some(a.device))).then_some(HostPrefix { subnet, address: Some(ip), device, kind })
+        (!tunnel(Some(a.device))).then_some(HostPrefix {
+            subnet,
+            address: Some(ip),
+            device,
+            kind,
+            by_hand: None,
+        })
     };
     let route = |route: &Route| {
         let index = route.device.or(route.multipath.first().map(|hop| hop.device));
         let (device, kind) = place(index);
         let counts = !tunnel(index) && route.protocol != ROUTE_PROTOCOL && route.destination.prefix() > 0;
-        counts.then_some(HostPrefix { subnet: route.destination, address: None, device, kind })
+        let by_hand = (route.protocol == BOOT_PROTOCOL).then_some(route.metric).flatten();
+        let prefix = HostPrefix { subnet: route.destination, address: None, device, kind, by_hand };
+        counts.then_some(prefix)
     };
     host.addresses.iter().filter_map(address).chain(host.routes.iter().filter_map(route)).collect()
 }

@@ -23,6 +23,8 @@ use crate::{
 pub const MAIN_TABLE: u32 = 254;
 /// The protocol of routes that the kernel made itself (`RTPROT_KERNEL`).
 pub const KERNEL_PROTOCOL: u8 = 2;
+/// The protocol of routes that were made by hand (`RTPROT_BOOT`, what `ip route` takes).
+pub const BOOT_PROTOCOL: u8 = 3;
 /// The protocol of routes from routers' advertisements (`RTPROT_RA`).
 pub const ADVERTISED_PROTOCOL: u8 = 9;
 

@@ -181,7 +181,7 @@ impl Used<'_> {
         if let Some(older) = self.peers.overlapping(subnet) {
             return Err(Reason::OverlapsOlder(older));
         }
-        match self.me.overlap(subnet) {
+        match self.me.peer_overlap(subnet, &network) {
             Some(host) => Err(Reason::OverlapsHost(host.clone())),
             None => Ok(first),
         }

@@ -5,7 +5,7 @@ use std::{fmt, net::Ipv4Addr};
 
 use netmodel::{IfName, Mac, Mtu, Subnet, Vni};
 
-use crate::config::Config;
+use crate::{backend::vxlan::metric, config::Config};
 
 /// Facts about this node. The node's side gathers them, before a lease is acquired and whenever
 /// they change.
@@ -102,6 +102,16 @@ pub struct HostPrefix {
     pub device: Option<IfName>,
     /// The kind of that interface.
     pub kind: DeviceKind,
+    /// The metric of a route that was made by hand, which may have replaced one of ours; `None` for all else.
+    pub by_hand: Option<u32>,
+}
+
+impl HostPrefix {
+    /// It is where our route to that peer belongs: with `ip route replace` somebody overwrote ours, which is to be
+    /// repaired.
+    fn overwrites_ours(&self, network: &Subnet) -> bool {
+        self.by_hand == Some(metric(&self.subnet, network))
+    }
 }
 
 impl fmt::Display for HostPrefix {
@@ -132,21 +142,30 @@ impl NodeFacts {
         })
     }
 
-    /// The first address or route of this host that a peer's subnet may not overlap.
+    /// The first address or route of this host that the subnet of a peer in `network` may not overlap.
+    #[must_use]
+    pub fn peer_overlap(&self, subnet: Subnet, network: &Subnet) -> Option<&HostPrefix> {
+        let mut all = self.all_overlaps(subnet);
+        all.find(|host| host.subnet != subnet || !host.overwrites_ours(network))
+    }
+
+    /// The first address or route of this host that a new subnet may not overlap.
     ///
     /// Default routes (and the halves that VPNs write instead) overlap everything and count as nothing.
     #[must_use]
     pub fn overlap(&self, subnet: Subnet) -> Option<&HostPrefix> {
-        self.host.iter().find(|host| host.subnet.prefix() > 1 && host.subnet.overlaps(&subnet))
+        self.all_overlaps(subnet).next()
+    }
+
+    fn all_overlaps(&self, subnet: Subnet) -> impl Iterator<Item = &HostPrefix> {
+        self.host.iter().filter(move |host| host.subnet.prefix() > 1 && host.subnet.overlaps(&subnet))
     }
 
     /// The first address or route of this host that a subnet of our own may not overlap: as
     /// [`NodeFacts::overlap`], but what this node's pods already use of that very subnet is no obstacle.
     #[must_use]
     pub fn foreign_overlap(&self, subnet: Subnet) -> Option<&HostPrefix> {
-        self.host.iter().find(|host| {
-            host.subnet.prefix() > 1 && host.subnet.overlaps(&subnet) && !self.is_pods(host, subnet)
-        })
+        self.all_overlaps(subnet).find(|host| !self.is_pods(host, subnet))
     }
 
     /// Overlaps of this host with the network, one per address or route, with the part it takes away.
@@ -154,10 +173,10 @@ impl NodeFacts {
     pub fn overlaps(&self, config: &Config, own: Option<Subnet>) -> Vec<Overlap> {
         let relevant = |host: &&HostPrefix| {
             let pods = own.is_some_and(|own| self.is_pods(host, own));
-            host.subnet.prefix() > 1 && host.subnet.overlaps(&config.network) && !pods
+            !pods && !host.overwrites_ours(&config.network)
         };
         let mut found: Vec<Overlap> = Vec::new();
-        for host in self.host.iter().filter(relevant) {
+        for host in self.all_overlaps(config.network).filter(relevant) {
             let wide = if host.subnet.covers(&config.network) { config.network } else { host.subnet };
             let shared = if wide.prefix() > config.subnet_len {
                 Subnet::containing(wide.address(), config.subnet_len).unwrap_or(wide)
@@ -210,5 +229,31 @@ pub struct Overlap {
 impl fmt::Display for Overlap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} overlaps {} of this host: it is never leased and never routed", self.subnet, self.host)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test::{config, facts};
+
+    #[test]
+    fn a_route_in_the_place_of_ours_is_damage_and_any_other_an_overlap() {
+        let config = config(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#);
+        let peer: Subnet = "10.5.3.0/24".parse().unwrap();
+        let by = |by_hand| {
+            let device = Some("eth0".parse().unwrap());
+            let host = HostPrefix { subnet: peer, address: None, device, kind: DeviceKind::Other, by_hand };
+            NodeFacts { host: vec![host], ..facts() }
+        };
+        let ours = Some(metric(&peer, &config.network));
+        assert!(by(ours).peer_overlap(peer, &config.network).is_none());
+        assert!(by(ours).overlap(peer).is_some() && by(ours).overlaps(&config, None).is_empty());
+        for other in [None, Some(0), Some(100)] {
+            assert!(by(other).peer_overlap(peer, &config.network).is_some());
+            assert_eq!(by(other).overlaps(&config, None).len(), 1);
+        }
+        let narrower = "10.5.3.0/25".parse().unwrap();
+        assert!(by(ours).peer_overlap(narrower, &config.network).is_some(), "it is another peer's place");
     }
 }

@@ -46,6 +46,6 @@ pub(crate) fn host_address(address: &str, device: &str, kind: DeviceKind) -> Vec
     let (ip, length) = address.split_once('/').unwrap();
     let subnet = Subnet::containing(ip.parse().unwrap(), length.parse().unwrap()).unwrap();
     let device = Some(device.parse().unwrap());
-    let route = HostPrefix { subnet, address: None, device: device.clone(), kind };
-    vec![HostPrefix { subnet, address: ip.parse().ok(), device, kind }, route]
+    let route = HostPrefix { subnet, address: None, device: device.clone(), kind, by_hand: None };
+    vec![HostPrefix { subnet, address: ip.parse().ok(), device, kind, by_hand: None }, route]
 }

@@ -71,7 +71,7 @@ pub fn add_peer(overlay: &mut Overlay, peer: &Peer, config: &Config, me: &NodeFa
 ///
 /// The kernel keeps all next hops of one metric on one device in one hash bucket, which makes thousands
 /// of routes ten times slower. Flannel's own routes have metric 0.
-fn metric(subnet: &Subnet, network: &Subnet) -> u32 {
+pub(crate) fn metric(subnet: &Subnet, network: &Subnet) -> u32 {
     match (subnet.address(), network.address()) {
         (IpAddr::V4(subnet_first), IpAddr::V4(network_first)) => {
             let offset = u32::from(subnet_first).wrapping_sub(u32::from(network_first));
