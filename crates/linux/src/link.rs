@@ -6,6 +6,7 @@
 mod delete;
 mod ifb;
 mod read;
+mod vlan;
 
 use std::{
     fmt,
@@ -27,6 +28,7 @@ pub use self::{
     delete::{LinkEvents, detach_and_delete},
     ifb::Ifb,
     read::{BridgePort, Kind, Link, Peer, VxlanFacts},
+    vlan::{add_vlans, clear_vlans, filter_vlans},
 };
 use crate::{
     Cause, Error,

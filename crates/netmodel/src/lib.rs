@@ -8,11 +8,13 @@ mod mac;
 mod name;
 mod number;
 mod subnet;
+mod vlan;
 
 pub use mac::{BadMac, Mac};
 pub use name::{BadIfName, BadNodeName, IfName, NodeName};
 pub use number::{BadMtu, BadPort, BadProtocol, BadVni, Mtu, Port, Protocol, Vni};
 pub use subnet::{BadSubnet, Subnet};
+pub use vlan::PortVlans;
 
 /// Route protocol number of every route that a Weft program adds (`rtm_protocol`, rtnetlink(7)).
 pub const ROUTE_PROTOCOL: u8 = 154;

@@ -39,6 +39,8 @@ pub struct Link {
     pub master: Option<u32>,
     /// How that bridge treats it.
     pub port: Option<BridgePort>,
+    /// It is a bridge that keeps VLANs apart.
+    pub vlan_filtering: bool,
     /// Its alias.
     pub alias: Option<String>,
     /// The other end of a veth pair.
@@ -119,6 +121,7 @@ const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
+const IFLA_BR_VLAN_FILTERING: u16 = 7;
 const IFLA_BRPORT_MODE: u16 = 4;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
 const IFLA_BRPORT_LOCKED: u16 = 39;
@@ -157,6 +160,7 @@ pub(super) fn link(payload: &[u8]) -> Result<Option<Link>, Cause> {
         operstate: 0,
         master: None,
         port: None,
+        vlan_filtering: false,
         alias: None,
         peer: None,
         kind: Kind::Other(String::new()),
@@ -177,6 +181,7 @@ pub(super) fn link(payload: &[u8]) -> Result<Option<Link>, Cause> {
         }
     }
     link.port = info.port;
+    link.vlan_filtering = info.vlan_filtering;
     link.kind = info.kind;
     if link.kind == Kind::Veth {
         link.peer = linked.map(|index| Peer { index, namespace });
@@ -188,11 +193,12 @@ pub(super) fn link(payload: &[u8]) -> Result<Option<Link>, Cause> {
 struct Info {
     kind: Kind,
     port: Option<BridgePort>,
+    vlan_filtering: bool,
 }
 
 impl Default for Info {
     fn default() -> Self {
-        Self { kind: Kind::Other(String::new()), port: None }
+        Self { kind: Kind::Other(String::new()), port: None, vlan_filtering: false }
     }
 }
 
@@ -215,7 +221,12 @@ impl Info {
             "vxlan" => Kind::Vxlan(VxlanFacts::read(data)),
             _ => Kind::Other(kind),
         };
-        Self { kind, port: (port_kind == "bridge").then(|| BridgePort::read(port_data)) }
+        let is_filtering = |(attribute, value)| attribute == IFLA_BR_VLAN_FILTERING && flag(value);
+        Self {
+            vlan_filtering: kind == Kind::Bridge && attributes(data, 0).any(is_filtering),
+            port: (port_kind == "bridge").then(|| BridgePort::read(port_data)),
+            kind,
+        }
     }
 }
 
