@@ -21,12 +21,14 @@ use crate::{
     scratch::{self, Scratch},
     shaping, sweep,
     undo::Undo,
+    vlans,
 };
 
 /// Attaches to the bridge network `network`, which is the one of `call` or what that delegated, and returns the
 /// result. The bridge of a network with `pod_networks` is flannel's, and follows what flanneld says.
 pub(crate) fn add(call: &Call, network: &Network, pod_networks: &[Subnet]) -> Result<String, Error> {
     let bridge = Bridge::parse(network, &call.args)?;
+    vlans::require(&bridge)?;
     let previous = network.previous().map(Outcome::parse).transpose()?;
     let mappings = HostPorts::handed(&call.network)?;
     let netns = pod::open(call)?;
@@ -111,12 +113,12 @@ fn translate<'a>(
 ) -> Result<(), Error> {
     let pods = host.plan.addresses.iter().map(|c| HostAddress { address: c.address, prefix: c.prefix });
     let masqueraded: Vec<HostAddress> = pods.clone().filter(|_| host.bridge.ip_masq).collect();
-    let ports = HostPorts::new(mappings, pods.map(|pod| pod.address), Some(&host.bridge.bridge))?;
+    let ports = HostPorts::new(mappings, pods.map(|pod| pod.address), Some(&host.bridge.gateway_link))?;
     nat::start(call, &ports.nat(&call.who.alias(), &masqueraded), undo)?;
     ports.settle()
 }
 
-/// Makes and configures the links, and reports them: bridge, host end, container end.
+/// Makes and configures the links, and reports them: bridge, host end, container end, the gateway's in a VLAN.
 fn attach<'a>(
     call: &'a Call,
     mut host: Host<'_>,
@@ -125,8 +127,13 @@ fn attach<'a>(
     undo: &mut Undo<'a>,
 ) -> Result<Vec<Interface>, Error> {
     let device = host.ensure_bridge()?;
-    host.ensure_gateways(&device)?;
     let plan = host.plan;
+    let mut gateway = None;
+    if !plan.gateways.is_empty() {
+        let link = host.ensure_gateway_link(&device)?;
+        host.ensure_gateways(&link)?;
+        gateway = Some(link).filter(|link| link.index != device.index);
+    }
     translate(call, &host, mappings, undo)?;
     let indexes = host.cable(&device, pod.netns, &call.who, undo)?;
     pod.configure(indexes.far, host.bridge, plan)?;
@@ -134,10 +141,15 @@ fn attach<'a>(
     let near = host.report(indexes.near)?;
     pod.announce(indexes.far, plan)?;
     let far = linkage::reported(&pod.report(indexes.far)?, call.netns.as_deref().unwrap_or_default());
-    Ok(vec![host.report(device.index)?, near, far])
+    let mut interfaces = vec![host.report(device.index)?, near, far];
+    if let Some(link) = gateway {
+        interfaces.push(host.report(link.index)?);
+    }
+    Ok(interfaces)
 }
 
 fn outcome(plan: &Plan, interfaces: Vec<Interface>, dns: Dns) -> Outcome {
-    let ips = addresses::reported(&plan.addresses, interfaces.len().checked_sub(1));
+    let inside = interfaces.iter().position(|interface| !interface.sandbox.is_empty());
+    let ips = addresses::reported(&plan.addresses, inside);
     Outcome { interfaces, ips, routes: plan.reported.clone(), dns }
 }

@@ -16,7 +16,7 @@ use crate::{
     hostports::HostPorts,
     linkage, nat,
     networks::{self, Call},
-    pod, shaping,
+    pod, shaping, vlans,
 };
 
 /// Compares the attachment to `network`, which is the one of `call` or what that delegated, with `prevResult`.
@@ -36,7 +36,7 @@ pub(crate) fn check(call: &Call, network: &Network) -> Result<(), Error> {
     let pods = reported().map(|ip| HostAddress { address: ip.address, prefix: ip.prefix });
     let pods: Vec<HostAddress> = pods.filter(|_| bridge.ip_masq).collect();
     let mappings = HostPorts::handed(&call.network)?;
-    let ports = HostPorts::new(&mappings, reported().map(|ip| ip.address), Some(&bridge.bridge))?;
+    let ports = HostPorts::new(&mappings, reported().map(|ip| ip.address), Some(&bridge.gateway_link))?;
     seen.missing.extend(nat::missing(&ports.nat(&call.who.alias(), &pods))?);
     if let Some(kind) = &bridge.foreign_ipam {
         foreign::run(kind, "CHECK", network)?;
@@ -52,7 +52,9 @@ fn look(call: &Call, bridge: &Bridge, netns: &Netns) -> Result<Seen, linux::Erro
     let mut seen = Seen::default();
     let mut host = RouteSocket::open()?;
     let device = host.link(&bridge.bridge)?;
-    if let Some(device) = &device {
+    let gateway =
+        if bridge.gateway_link == bridge.bridge { device.clone() } else { host.link(&bridge.gateway_link)? };
+    if let Some(device) = &gateway {
         seen.bridge_addresses = host.addresses(Some(device.index))?.iter().map(|a| a.address).collect();
     }
     let mut inside = RouteSocket::open_in(netns)?;
@@ -72,6 +74,9 @@ fn look(call: &Call, bridge: &Bridge, netns: &Netns) -> Result<Seen, linux::Erro
             seen.host_joined = Some(joined);
             if bridge.guarded && !near.port.as_ref().is_some_and(|port| port.locked) {
                 seen.missing.push(format!("{} lets in any Ethernet address", near.name));
+            }
+            if let Some(device) = device.as_ref().filter(|_| joined) {
+                seen.missing.extend(vlans::missing(&mut host, bridge, device, &near)?);
             }
             if !near.up {
                 seen.missing.push(format!("the host's end of {} is down", call.who.ifname));

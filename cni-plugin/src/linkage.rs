@@ -14,7 +14,7 @@ use linux::{
 };
 use netmodel::IfName;
 
-use crate::{failure::kernel, undo::Undo};
+use crate::{failure::kernel, undo::Undo, vlans};
 
 /// The host's side of one attachment.
 pub(crate) struct Host<'a> {
@@ -46,10 +46,16 @@ impl Host<'_> {
         let promiscuous = (self.bridge.promiscuous && !device.promiscuous).then_some(true);
         let mtu = self.bridge.mtu.filter(|mtu| self.is_owned && device.mtu != u32::from(mtu.get()));
         let change = Change { mac, up, promiscuous, mtu, ..Change::default() };
-        if change == Change::default() {
-            return Ok(device);
+        if change != Change::default() {
+            self.socket.request(&link::change(device.index, name, &change)).map_err(|e| kernel(&e))?;
         }
-        self.socket.request(&link::change(device.index, name, &change)).map_err(|e| kernel(&e))?;
+        if self.bridge.vlans.is_some() && !device.vlan_filtering {
+            // Also pins the address of a bridge that others made: its gateway is another interface.
+            let pin = Change { mac: device.mac, ..Change::default() };
+            let requests = [link::filter_vlans(device.index, name), link::change(device.index, name, &pin)];
+            let done: Result<(), _> = self.socket.apply(&requests).into_iter().collect();
+            done.map_err(|e| kernel(&e))?;
+        }
         Ok(Link { mac: mac.or(device.mac), ..device })
     }
 
@@ -73,12 +79,9 @@ impl Host<'_> {
         })
     }
 
-    /// The bridge has the gateways' addresses; the host forwards.
+    /// Interface `device` has the gateways' addresses; the host forwards.
     pub(crate) fn ensure_gateways(&mut self, device: &Link) -> Result<(), Error> {
-        if self.plan.gateways.is_empty() {
-            return Ok(());
-        }
-        let name = &self.bridge.bridge;
+        let name = &self.bridge.gateway_link;
         let wanted = &self.plan.gateways;
         let changes = plan_gateways(&mut self.socket, self.bridge, device, wanted, self.is_owned)?;
         if !changes.is_empty() {
@@ -167,6 +170,8 @@ impl Host<'_> {
         if port != BridgePort::default() {
             requests.push(link::set_port(indexes.near, &name, port));
         }
+        // Before the next one, which counts for the VLANs that there are.
+        requests.extend(self.bridge.vlans.iter().flat_map(|vlans| vlans::join(vlans, indexes.near, &name)));
         requests.extend(locked.then(|| fdb::set_behind(indexes.near, self.plan.mac, &name)));
         let done: Result<(), _> = self.socket.apply(&requests).into_iter().collect();
         done.map_err(|e| kernel(&e))?;
@@ -191,7 +196,7 @@ impl Host<'_> {
     }
 }
 
-/// What has to change of the addresses of bridge `device` so that it has those of `wanted`.
+/// What has to change of the addresses of `device`, the gateways' interface, so that it has those of `wanted`.
 ///
 /// # Errors
 /// See [`gateway_changes`].
@@ -209,7 +214,9 @@ pub(crate) fn plan_gateways(
     let ports = socket.links().map_err(|e| kernel(&e))?;
     // Once more: if another ADD has readdressed the bridge meanwhile, its pod must not count as a holder.
     let present = addresses_on(socket, device.index).map_err(|e| kernel(&e))?;
-    let ports = ports.into_iter().filter(|link| link.master == Some(device.index));
+    let master = ports.iter().find(|link| link.name == bridge.bridge).map(|link| link.index);
+    let is_held = |port: &Link| port.master.is_some() && port.master == master && !vlans::is_of_gateway(port);
+    let ports = ports.into_iter().filter(is_held);
     let named = ports.map(|port| {
         port.alias.as_deref().and_then(Attachment::named_by).unwrap_or_else(|| port.name.to_string())
     });

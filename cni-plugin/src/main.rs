@@ -37,6 +37,7 @@ mod status;
 mod sweep;
 mod tuning;
 mod undo;
+mod vlans;
 
 use std::{
     env,

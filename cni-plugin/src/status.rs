@@ -3,11 +3,12 @@
 use cni_core::{Arguments, Attachment, Bridge, Code, Error, HostAddress, Ipam, Network};
 use linux::netlink::RouteSocket;
 
-use crate::{addresses, failure::kernel, foreign, linkage, networks};
+use crate::{addresses, failure::kernel, foreign, linkage, networks, vlans};
 
 /// Silent if the network is ready. Whether its bridge `is_owned` see [`linkage::Host`].
 pub(crate) fn status(network: &Network, is_owned: bool) -> Result<(), Error> {
     let bridge = Bridge::parse(network, &Arguments::default())?;
+    vlans::require(&bridge)?;
     let any_attached = attached_are_reached(network, &bridge)?;
     if let Some(kind) = &bridge.foreign_ipam {
         return foreign::run(kind, "STATUS", network).map(drop);
@@ -38,17 +39,18 @@ fn attached_are_reached(network: &Network, bridge: &Bridge) -> Result<bool, Erro
     }
 }
 
-/// The bridge has the gateways' addresses, or nobody is attached and it can get them; else code 51. Containers of
+/// The gateways' interface has their addresses, or nobody is attached and it can get them; else code 51. Containers of
 /// an earlier subnet, whose peers are told of the new one, are in its way.
 fn has_gateways(bridge: &Bridge, ipam: &Ipam, is_owned: bool, any_attached: bool) -> Result<(), Error> {
     let mut socket = RouteSocket::open().map_err(|e| kernel(&e))?;
-    let Some(device) = socket.link(&bridge.bridge).map_err(|e| kernel(&e))? else { return Ok(()) };
+    let device = socket.link(&bridge.gateway_link).map_err(|e| kernel(&e))?;
     let ranges = ipam.sets.iter().filter_map(|set| set.0.first());
     let gateways: Vec<HostAddress> =
         ranges.map(|range| HostAddress { address: range.gateway, prefix: range.subnet.prefix() }).collect();
-    let planned = linkage::plan_gateways(&mut socket, bridge, &device, &gateways, is_owned)
-        .map_err(|error| Error { code: Code::Degraded, ..error })?;
-    if planned.is_empty() || !any_attached {
+    let planned =
+        device.map(|device| linkage::plan_gateways(&mut socket, bridge, &device, &gateways, is_owned));
+    let planned = planned.transpose().map_err(|error| Error { code: Code::Degraded, ..error })?;
+    if planned.is_some_and(|planned| planned.is_empty()) || !any_attached {
         return Ok(());
     }
     let name = &bridge.bridge;

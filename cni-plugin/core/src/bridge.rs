@@ -1,17 +1,20 @@
 //! Configuration of type `bridge`.
 
 use netmodel::{IfName, Mac, Mtu};
-use serde_json::Value;
 
-use crate::{Arguments, Code, Dns, Error, Ipam, Network, foreign_ipam, json::Keys};
+use crate::{Arguments, Code, Dns, Error, Ipam, Network, Vlans, foreign_ipam, json::Keys, vlan};
 
 /// A bridge network as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bridge {
     /// The bridge device.
     pub bridge: IfName,
-    /// The bridge gets the gateway's address, and the host forwards.
+    /// The host has the gateway's address, and forwards.
     pub is_gateway: bool,
+    /// The interface that has it: the bridge, or one in the container's VLAN.
+    pub gateway_link: IfName,
+    /// The VLANs of the container's port; absent where none are asked for.
+    pub vlans: Option<Vlans>,
     /// The container's default route goes through the bridge.
     pub is_default_gateway: bool,
     /// Another address on the bridge is replaced instead of refused.
@@ -57,7 +60,7 @@ impl Bridge {
     /// Code 2 for what this plugin can't do, naming key and value; 6 and 7 for mistakes.
     pub fn parse(network: &Network, args: &Arguments) -> Result<Self, Error> {
         let keys = network.keys();
-        refuse_unsupported(network)?;
+        check_backend(&keys, "ipMasqBackend")?;
         let (hairpin, promiscuous) = (keys.flag("hairpinMode")?, keys.flag("promiscMode")?);
         if hairpin && promiscuous {
             let msg = "cannot set hairpin mode and promiscuous mode at the same time";
@@ -69,9 +72,16 @@ impl Bridge {
         }
         let mtu = keys.number("mtu")?.filter(|mtu| *mtu != 0).map(Mtu::try_from).transpose();
         let is_default_gateway = keys.flag("isDefaultGateway")?;
+        let is_gateway = keys.flag("isGateway")? || is_default_gateway;
+        let bridge = device(network)?;
+        let (vlans, vlan) = Vlans::parse(&keys)?.map_or((None, None), |(vlans, vlan)| (Some(vlans), vlan));
+        let vlan_link =
+            vlan.filter(|_| is_gateway).map(|vlan| vlan::gateway_link(&bridge, vlan)).transpose()?;
         Ok(Self {
-            bridge: device(network)?,
-            is_gateway: keys.flag("isGateway")? || is_default_gateway,
+            gateway_link: vlan_link.unwrap_or_else(|| bridge.clone()),
+            bridge,
+            vlans,
+            is_gateway,
             is_default_gateway,
             force_address: keys.flag("forceAddress")?,
             ip_masq: keys.flag("ipMasq")?,
@@ -103,26 +113,6 @@ fn mac(network: &Network, args: &Arguments) -> Result<Option<Mac>, Error> {
     Ok(mac)
 }
 
-/// What the configuration asks for and this plugin can't do. VLANs are for kernels and switches that have them.
-fn refuse_unsupported(network: &Network) -> Result<(), Error> {
-    let keys = network.keys();
-    keys.flag("preserveDefaultVlan")?;
-    let vlan = keys.number("vlan")?.filter(|vlan| *vlan != 0);
-    if let Some(vlan) = vlan {
-        if vlan > HIGHEST_VLAN {
-            let msg = format!("invalid VLAN ID {vlan} (must be between 0 and {HIGHEST_VLAN})");
-            return Err(Error::new(Code::InvalidConfig, msg));
-        }
-        return Err(Error::unsupported("vlan", &vlan.to_string()));
-    }
-    let trunk = keys.list("vlanTrunk")?;
-    trunk.iter().try_for_each(check_trunk)?;
-    if let [first, ..] = trunk {
-        return Err(Error::unsupported("vlanTrunk", &format!("[{first}, ...]")));
-    }
-    check_backend(&keys, "ipMasqBackend")
-}
-
 /// Rules are nftables' whichever of its two names the key gives.
 ///
 /// # Errors
@@ -131,28 +121,6 @@ pub(crate) fn check_backend(keys: &Keys<'_>, key: &str) -> Result<(), Error> {
     match keys.filled(key)?.filter(|name| !["iptables", "nftables"].contains(name)) {
         Some(other) => Err(Error::unsupported(key, &format!("{other:?}"))),
         None => Ok(()),
-    }
-}
-
-/// The highest VLAN (IEEE 802.1Q).
-const HIGHEST_VLAN: u64 = 4094;
-
-/// One entry of `vlanTrunk`: an id, or both ends of a range.
-fn check_trunk(entry: &Value) -> Result<(), Error> {
-    let keys = Keys::element("vlanTrunk", entry)?;
-    let invalid = |msg: String| Err(Error::new(Code::InvalidConfig, msg));
-    let (mut ids, names) = ([None; 3], ["id", "minID", "maxID"]);
-    for (id, name) in ids.iter_mut().zip(names) {
-        *id = keys.number(name)?;
-        if let Some(id) = id.filter(|id| !(1..=HIGHEST_VLAN).contains(id)) {
-            return invalid(format!("incorrect trunk {name} parameter {id}: it must be 1 to {HIGHEST_VLAN}"));
-        }
-    }
-    match ids {
-        [_, Some(min), Some(max)] if min > max => invalid(format!("minID {min} is greater than maxID {max}")),
-        [_, Some(_), None] => invalid("missing trunk parameter maxID".to_owned()),
-        [_, None, Some(_)] => invalid("missing trunk parameter minID".to_owned()),
-        _ => Ok(()),
     }
 }
 
@@ -180,6 +148,16 @@ mod tests {
     }
 
     #[test]
+    fn the_gateway_of_a_vlan_has_an_interface_of_its_own() {
+        let link = |document| parse(document, "").unwrap().gateway_link.to_string();
+        assert_eq!(link(json!({"vlan": 100, "isDefaultGateway": true})), "cni0.100");
+        assert_eq!(link(json!({"vlan": 100})), "cni0");
+        assert_eq!(link(json!({"vlanTrunk": [{"id": 100}], "isGateway": true})), "cni0");
+        let long = json!({"bridge": "abcdefghijklmno", "vlan": 100, "isGateway": true});
+        assert_eq!(parse(long, "").unwrap_err().0, Code::InvalidConfig);
+    }
+
+    #[test]
     fn the_runtimes_mac_wins() {
         let mac = |n: u8| format!("02:00:00:00:00:0{n}");
         let all = json!({"runtimeConfig": {"mac": mac(3)}, "args": {"cni": {"mac": mac(2)}}});
@@ -192,37 +170,12 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_is_code_2_with_key_and_value() {
-        for (document, text) in [
-            (json!({"vlan": 100}), "unsupported value for key \"vlan\": 100"),
-            (json!({"vlanTrunk": [{"id": 7}]}), "unsupported value for key \"vlanTrunk\": [{\"id\":7}, ...]"),
-            (json!({"ipMasqBackend": "x"}), "unsupported value for key \"ipMasqBackend\": \"x\""),
-            (json!({"ipMasqBackend": "x"}), "unsupported value for key \"ipMasqBackend\": \"x\""),
-        ] {
-            assert_eq!(parse(document, "").unwrap_err(), (Code::UnsupportedField, text.into()));
-        }
-        for (trunk, text) in [
-            (json!({"minID": 10}), "missing trunk parameter maxID"),
-            (json!({"maxID": 10}), "missing trunk parameter minID"),
-            (json!({"minID": 12, "maxID": 10}), "minID 12 is greater than maxID 10"),
-            (json!({"id": 4095}), "incorrect trunk id parameter 4095: it must be 1 to 4094"),
-            (json!({"minID": 0, "maxID": 7}), "incorrect trunk minID parameter 0: it must be 1 to 4094"),
-            (
-                json!({"minID": 1, "maxID": 4095}),
-                "incorrect trunk maxID parameter 4095: it must be 1 to 4094",
-            ),
-        ] {
-            let error = parse(json!({"vlanTrunk": [trunk]}), "").unwrap_err();
-            assert_eq!(error, (Code::InvalidConfig, text.into()));
-        }
-        for trunk in [json!({"id": -1}), json!({"minID": -1, "maxID": 7}), json!({"minID": 1, "maxID": -7})] {
-            assert_eq!(parse(json!({"vlanTrunk": [trunk]}), "").unwrap_err().0, Code::Decode, "{trunk}");
-        }
-        let range = json!([{"minID": 10, "maxID": 20, "id": 7}]);
-        assert_eq!(parse(json!({"vlanTrunk": range}), "").unwrap_err().0, Code::UnsupportedField);
+        let backend = parse(json!({"ipMasqBackend": "x"}), "").unwrap_err();
+        let text = "unsupported value for key \"ipMasqBackend\": \"x\"";
+        assert_eq!(backend, (Code::UnsupportedField, text.into()));
         assert!(
             ["iptables", "nftables"].iter().all(|name| parse(json!({"ipMasqBackend": name}), "").is_ok())
         );
-        assert_eq!(parse(json!({"vlan": 4095}), "").unwrap_err().0, Code::InvalidConfig);
         let down = json!({"disableContainerInterface": true});
         assert!(parse(down, "").unwrap().container_down);
         let both = json!({"disableContainerInterface": true, "ipam": {"type": "host-local"}});

@@ -22,7 +22,7 @@ pub struct SeenLink {
 pub struct Seen {
     /// The bridge.
     pub bridge: Option<SeenLink>,
-    /// Addresses of the bridge.
+    /// Addresses of the bridge, or of the gateways' interface in its VLAN.
     pub bridge_addresses: Vec<IpAddr>,
     /// The container's interface.
     pub pod: Option<SeenLink>,
@@ -55,7 +55,8 @@ pub fn check(bridge: &Bridge, ifname: &IfName, previous: &Outcome, seen: &Seen) 
         }
         let gateway = ip.gateway.filter(|_| bridge.is_gateway);
         if let Some(gateway) = gateway.filter(|gw| !seen.bridge_addresses.contains(gw)) {
-            wrong.push(format!("gateway {gateway} is not on bridge {}", bridge.bridge));
+            let what = if bridge.gateway_link == bridge.bridge { "bridge" } else { "interface" };
+            wrong.push(format!("gateway {gateway} is not on {what} {}", bridge.gateway_link));
         }
     }
     wrong.extend(seen.missing.iter().cloned());

@@ -29,6 +29,7 @@ mod shaping;
 mod subnet_env;
 mod tuning;
 mod version;
+mod vlan;
 
 pub use address::{Range, RangeSet, check_sets};
 pub use attachment::{Attachment, Owner, owner_of};
@@ -55,3 +56,4 @@ pub use shaping::{Bucket, Limit, Limits};
 pub use subnet_env::SubnetEnv;
 pub use tuning::{Backup, Sysctl, Tuning, backup_dir};
 pub use version::{SpecVersion, version_reply};
+pub use vlan::{Vlans, gateway_port};

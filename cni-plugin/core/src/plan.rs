@@ -2,7 +2,7 @@
 
 use std::{fmt, net::IpAddr};
 
-use netmodel::{Mac, Subnet};
+use netmodel::{IfName, Mac, Subnet};
 
 use crate::{
     Attachment, Bridge, Code, Dns, Error, IpConfig, Outcome, Route,
@@ -83,12 +83,14 @@ pub struct Plan {
     pub routes: Vec<PodRoute>,
     /// The routes as the result reports them.
     pub reported: Vec<Route>,
-    /// Addresses of the bridge.
+    /// Addresses of the bridge, or of the interface in its VLAN.
     pub gateways: Vec<HostAddress>,
     /// The container end's Ethernet address.
     pub mac: Mac,
     /// The Ethernet address of a bridge that has to be made.
     pub bridge_mac: Mac,
+    /// The Ethernet address of an interface for the gateways, where that is not the bridge.
+    pub gateway_mac: Mac,
 }
 
 impl Plan {
@@ -120,7 +122,11 @@ impl Plan {
         }
         Self {
             mac: bridge.mac.unwrap_or_else(|| mac_for(addresses.first(), who)),
-            bridge_mac: bridge_mac(bridge, gateways.first()),
+            bridge_mac: link_mac(
+                &bridge.bridge,
+                gateways.first().filter(|_| bridge.gateway_link == bridge.bridge),
+            ),
+            gateway_mac: link_mac(&bridge.gateway_link, gateways.first()),
             routes: pod_routes(&reported, &addresses),
             addresses,
             reported,
@@ -180,11 +186,11 @@ fn mac_of(address: IpAddr) -> Mac {
     Mac([0x0a, 0x58, a, b, c, d])
 }
 
-/// A bridge made again for the same gateway has the same address, so that containers go on.
-fn bridge_mac(bridge: &Bridge, gateway: Option<&HostAddress>) -> Mac {
+/// An interface made again for the same gateway has the same address, so that containers go on.
+fn link_mac(name: &IfName, gateway: Option<&HostAddress>) -> Mac {
     gateway.map_or_else(
         || {
-            let [a, b, c, d, e, f, ..] = mix(bridge.bridge.as_str().bytes()).to_be_bytes();
+            let [a, b, c, d, e, f, ..] = mix(name.as_str().bytes()).to_be_bytes();
             Mac::locally_administered([a, b, c, d, e, f])
         },
         |gateway| mac_of(gateway.address),
@@ -240,6 +246,13 @@ mod tests {
         assert_eq!(plan.gateways.len(), 2);
         assert_eq!(plan.mac.to_string(), "0a:58:0a:01:00:05");
         assert_eq!(plan.bridge_mac.to_string(), "0a:58:0a:01:00:01");
+    }
+
+    #[test]
+    fn the_gateway_of_a_vlan_is_not_the_bridge() {
+        let plan = plan(r#","isGateway":true,"vlan":100"#, &[("10.1.0.5", 24, "")]);
+        assert_eq!(plan.gateway_mac.to_string(), "0a:58:0a:01:00:01");
+        assert_ne!(plan.bridge_mac, plan.gateway_mac);
     }
 
     #[test]

@@ -24,3 +24,4 @@ mod routes;
 mod state;
 mod tuning;
 mod upkeep;
+mod vlan;

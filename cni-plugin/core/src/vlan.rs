@@ -1,0 +1,251 @@
+//! VLANs of the container's port: `vlan`, `vlanTrunk` and `preserveDefaultVlan`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use netmodel::{IfName, PortVlans};
+use serde_json::Value;
+
+use crate::{Code, Error, attachment::mix, json::Keys};
+
+/// The VLAN of what has no tag, where a trunk is asked for and no `vlan`.
+const DEFAULT: u16 = 1;
+
+/// Which VLANs a bridge port is to be in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vlans {
+    /// The port's own.
+    ports: Vec<PortVlans>,
+    /// It stays in those too that the bridge puts every port into.
+    preserves_default: bool,
+    /// The key that asks for them, and its value.
+    asked: (&'static str, String),
+}
+
+impl Vlans {
+    /// Reads the keys; `None` where no VLAN is asked for, else the VLANs and the value of `vlan`.
+    pub(crate) fn parse(keys: &Keys<'_>) -> Result<Option<(Self, Option<u16>)>, Error> {
+        let preserves_default = keys.flag("preserveDefaultVlan")?;
+        let vlan = match keys.number("vlan")?.unwrap_or(0) {
+            0 => None,
+            vlan => Some(checked(vlan).ok_or_else(|| {
+                let highest = PortVlans::HIGHEST;
+                invalid(format!("invalid VLAN ID {vlan} (must be between 0 and {highest})"))
+            })?),
+        };
+        let list = keys.list("vlanTrunk")?;
+        let mut trunk = BTreeSet::new();
+        list.iter().try_for_each(|entry| extend(&mut trunk, entry))?;
+        let asked = match vlan {
+            Some(vlan) => ("vlan", vlan.to_string()),
+            None if trunk.is_empty() => return Ok(None),
+            None => ("vlanTrunk", Value::from(list).to_string()),
+        };
+        let native = vlan.unwrap_or(DEFAULT);
+        trunk.remove(&native);
+        let mut ports = vec![PortVlans::native(native)];
+        for vlan in trunk {
+            match ports.last_mut() {
+                Some(range) if !range.pvid && range.last + 1 == vlan => range.last = vlan,
+                _ => ports.push(PortVlans::tagged(vlan, vlan)),
+            }
+        }
+        Ok(Some((Self { ports, preserves_default, asked }, vlan)))
+    }
+
+    /// Those of the port behind which the gateway is: the native one alone.
+    #[must_use]
+    pub fn of_gateway(&self) -> Self {
+        Self { ports: self.ports[..1].to_vec(), ..self.clone() }
+    }
+
+    /// What the port is to be in, in any case.
+    #[must_use]
+    pub fn ports(&self) -> &[PortVlans] {
+        &self.ports
+    }
+
+    /// It is to be in nothing else, whatever the bridge puts every port into.
+    #[must_use]
+    pub const fn are_all(&self) -> bool {
+        !self.preserves_default
+    }
+
+    /// A port that is in `seen` is as it is to be.
+    #[must_use]
+    pub fn are_met_by(&self, seen: &[PortVlans]) -> bool {
+        let (wanted, seen) = (one_by_one(&self.ports), one_by_one(seen));
+        let is_there = |(vlan, how)| seen.get(vlan) == Some(how);
+        wanted.iter().all(is_there) && (self.preserves_default || seen.len() == wanted.len())
+    }
+
+    /// The kernel's bridges don't keep VLANs apart.
+    #[must_use]
+    pub fn unsupported(&self) -> Error {
+        Error::unsupported(self.asked.0, &self.asked.1)
+    }
+}
+
+/// The name of the interface that has the gateway's addresses of one VLAN of the bridge.
+pub(crate) fn gateway_link(bridge: &IfName, vlan: u16) -> Result<IfName, Error> {
+    let name = format!("{bridge}.{vlan}");
+    name.parse().map_err(|e: netmodel::BadIfName| invalid(format!("invalid vlan gateway {name:?}: {e}")))
+}
+
+/// The name of the bridge port that interface `gateway` is behind.
+#[must_use]
+pub fn gateway_port(gateway: &IfName) -> String {
+    format!("vlan{:011x}", mix(gateway.as_str().bytes()) & ((1 << 44) - 1))
+}
+
+/// The treatment of each VLAN.
+fn one_by_one(ranges: &[PortVlans]) -> BTreeMap<u16, (bool, bool)> {
+    let each = |range: &PortVlans| {
+        let how = (range.pvid, range.untagged);
+        (range.first..=range.last).map(move |vlan| (vlan, how))
+    };
+    ranges.iter().flat_map(each).collect()
+}
+
+fn invalid(text: String) -> Error {
+    Error::new(Code::InvalidConfig, text)
+}
+
+fn checked(vlan: u64) -> Option<u16> {
+    u16::try_from(vlan).ok().filter(|vlan| (PortVlans::LOWEST..=PortVlans::HIGHEST).contains(vlan))
+}
+
+/// Adds one entry of `vlanTrunk`: an id, both ends of a range, or all three.
+fn extend(trunk: &mut BTreeSet<u16>, entry: &Value) -> Result<(), Error> {
+    let keys = Keys::element("vlanTrunk", entry)?;
+    let read = |name: &str| {
+        let Some(vlan) = keys.number(name)? else { return Ok(None) };
+        let highest = PortVlans::HIGHEST;
+        checked(vlan).map(Some).ok_or_else(|| {
+            invalid(format!("incorrect trunk {name} parameter {vlan}: it must be 1 to {highest}"))
+        })
+    };
+    trunk.extend(read("id")?);
+    match (read("minID")?, read("maxID")?) {
+        (Some(min), Some(max)) if min > max => {
+            return Err(invalid(format!("minID {min} is greater than maxID {max}")));
+        }
+        (Some(min), Some(max)) => trunk.extend(min..=max),
+        (Some(_), None) => return Err(invalid("missing trunk parameter maxID".to_owned())),
+        (None, Some(_)) => return Err(invalid("missing trunk parameter minID".to_owned())),
+        (None, None) => {}
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn parse(document: &Value) -> Result<Option<Vlans>, (Code, String)> {
+        let parsed = Vlans::parse(&Keys::root(document.as_object().unwrap()));
+        parsed.map(|found| found.map(|(vlans, _)| vlans)).map_err(|e| (e.code, e.msg))
+    }
+
+    fn vlans(document: &Value) -> Vlans {
+        parse(document).unwrap().unwrap()
+    }
+
+    fn trunk(entries: &Value) -> Vec<(u16, u16)> {
+        vlans(&json!({"vlan": 5, "vlanTrunk": entries})).ports()[1..]
+            .iter()
+            .map(|p| (p.first, p.last))
+            .collect()
+    }
+
+    #[test]
+    fn a_trunk_is_ids_and_ranges_in_any_order() {
+        assert_eq!(trunk(&json!([])), []);
+        assert_eq!(trunk(&json!([{}])), []);
+        assert_eq!(trunk(&json!([{"minID": 1, "maxID": 3}])), [(1, 3)]);
+        assert_eq!(trunk(&json!([{"id": 4094}])), [(4094, 4094)]);
+        assert_eq!(trunk(&json!([{"minID": 200, "maxID": 210}, {"id": 101}])), [(101, 101), (200, 210)]);
+        assert_eq!(trunk(&json!([{"minID": 10, "maxID": 20, "ID": 21}, {"id": 7}])), [(7, 7), (10, 21)]);
+        // What has no tag has one VLAN, and that is not tagged.
+        assert_eq!(trunk(&json!([{"minID": 1, "maxID": 4094}])), [(1, 4), (6, 4094)]);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (entry, text) in [
+            (json!({"minID": 10}), "missing trunk parameter maxID"),
+            (json!({"maxID": 10}), "missing trunk parameter minID"),
+            (json!({"minID": 12, "maxID": 10}), "minID 12 is greater than maxID 10"),
+            (json!({"id": 4095}), "incorrect trunk id parameter 4095: it must be 1 to 4094"),
+            (json!({"id": 0}), "incorrect trunk id parameter 0: it must be 1 to 4094"),
+            (json!({"minID": 0, "maxID": 7}), "incorrect trunk minID parameter 0: it must be 1 to 4094"),
+            (
+                json!({"minID": 4095, "maxID": 7}),
+                "incorrect trunk minID parameter 4095: it must be 1 to 4094",
+            ),
+            (
+                json!({"minID": 1, "maxID": 4095}),
+                "incorrect trunk maxID parameter 4095: it must be 1 to 4094",
+            ),
+        ] {
+            let error = parse(&json!({"vlanTrunk": [entry]})).unwrap_err();
+            assert_eq!(error, (Code::InvalidConfig, text.to_owned()));
+        }
+        for entry in
+            [json!({"id": -1}), json!({"minID": -1, "maxID": 7}), json!({"minID": 1, "maxID": -7}), json!(7)]
+        {
+            assert_eq!(parse(&json!({"vlanTrunk": [entry]})).unwrap_err().0, Code::Decode, "{entry}");
+        }
+        let text = "invalid VLAN ID 4095 (must be between 0 and 4094)";
+        assert_eq!(parse(&json!({"vlan": 4095})), Err((Code::InvalidConfig, text.to_owned())));
+        for document in [json!({"vlan": -1}), json!({"vlan": "7"}), json!({"preserveDefaultVlan": 1})] {
+            assert_eq!(parse(&document).unwrap_err().0, Code::Decode, "{document}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_tag_is_in_the_vlan_or_in_the_first_one() {
+        assert_eq!(parse(&json!({"vlan": 0, "vlanTrunk": [], "preserveDefaultVlan": true})), Ok(None));
+        assert_eq!(vlans(&json!({"vlan": 100})).ports(), [PortVlans::native(100)]);
+        let trunk = vlans(&json!({"vlanTrunk": [{"id": 101}]}));
+        assert_eq!(trunk.ports(), [PortVlans::native(1), PortVlans::tagged(101, 101)]);
+        assert_eq!(trunk.of_gateway().ports(), [PortVlans::native(1)]);
+        assert!(trunk.are_all() && !vlans(&json!({"vlan": 100, "preserveDefaultVlan": true})).are_all());
+    }
+
+    #[test]
+    fn a_port_is_in_what_it_must_be_and_in_more_only_where_that_is_wanted() {
+        let default = PortVlans { pvid: false, ..PortVlans::native(1) };
+        let ports = [PortVlans::native(100), PortVlans::tagged(200, 201), PortVlans::tagged(202, 202)];
+        let config = json!({"vlan": 100, "vlanTrunk": [{"minID": 200, "maxID": 202}]});
+        let alone = vlans(&config);
+        assert!(alone.are_met_by(&ports));
+        for other in
+            [&ports[..2], &[ports[0], ports[1], ports[2], default], &[PortVlans::tagged(100, 202)], &[]]
+        {
+            assert!(!alone.are_met_by(other), "{other:?}");
+        }
+        let preserving = Vlans { preserves_default: true, ..alone };
+        assert!(preserving.are_met_by(&[default, ports[0], ports[1], ports[2]]));
+        assert!(!preserving.are_met_by(&ports[1..]));
+    }
+
+    #[test]
+    fn the_key_that_asks_is_named_with_its_value() {
+        let refusal = |document: &Value| vlans(document).unsupported().msg;
+        assert_eq!(refusal(&json!({"vlan": 100})), "unsupported value for key \"vlan\": 100");
+        let text = "unsupported value for key \"vlanTrunk\": [{\"id\":7},{\"maxID\":9,\"minID\":8}]";
+        assert_eq!(refusal(&json!({"vlanTrunk": [{"id": 7}, {"minID": 8, "maxID": 9}]})), text);
+    }
+
+    #[test]
+    fn the_gateways_interface_is_named_by_bridge_and_vlan() {
+        let bridge: IfName = "cni0".parse().unwrap();
+        let link = gateway_link(&bridge, 100).unwrap();
+        assert_eq!((link.as_str(), gateway_port(&link).len()), ("cni0.100", 15));
+        assert_ne!(gateway_port(&link), gateway_port(&gateway_link(&bridge, 101).unwrap()));
+        let long = gateway_link(&"abcdefghijkl".parse().unwrap(), 4094).unwrap_err();
+        assert_eq!(long.code, Code::InvalidConfig);
+    }
+}
