@@ -27,7 +27,7 @@ pub(crate) fn check(call: &Call, network: &Network) -> Result<(), Error> {
         .ok_or_else(|| Error::new(Code::Internal, "Required prevResult missing"))
         .and_then(Outcome::parse)?;
     let netns = pod::open(call)?;
-    let mut seen = look(call, &bridge, &netns).map_err(|e| kernel(&e))?;
+    let (mut seen, is_ours) = look(call, &bridge, &netns).map_err(|e| kernel(&e))?;
     if let Some(reservations) = networks::reservations(network)? {
         let reported = previous.addresses_of(call.who.ifname.as_str()).map(|ip| ip.address);
         seen.reserved = reported.filter(|ip| reservations.is_held(*ip, &call.who)).collect();
@@ -37,7 +37,10 @@ pub(crate) fn check(call: &Call, network: &Network) -> Result<(), Error> {
     let pods: Vec<HostAddress> = pods.filter(|_| bridge.ip_masq).collect();
     let mappings = HostPorts::handed(&call.network)?;
     let ports = HostPorts::new(&mappings, reported().map(|ip| ip.address), Some(&bridge.gateway_link))?;
-    seen.missing.extend(nat::missing(&ports.nat(&call.who.alias(), &pods))?);
+    // How another plugin's pods are translated is that one's affair.
+    if is_ours {
+        seen.missing.extend(nat::missing(&ports.nat(&call.who.alias(), &pods))?);
+    }
     if let Some(kind) = &bridge.foreign_ipam {
         foreign::run(kind, "CHECK", network)?;
     }
@@ -48,8 +51,9 @@ pub(crate) fn check(call: &Call, network: &Network) -> Result<(), Error> {
     Ok(())
 }
 
-fn look(call: &Call, bridge: &Bridge, netns: &Netns) -> Result<Seen, linux::Error> {
-    let mut seen = Seen::default();
+/// What is there, and whether it is of our making.
+fn look(call: &Call, bridge: &Bridge, netns: &Netns) -> Result<(Seen, bool), linux::Error> {
+    let (mut seen, mut is_ours) = (Seen::default(), false);
     let mut host = RouteSocket::open()?;
     let device = host.link(&bridge.bridge)?;
     let gateway =
@@ -70,6 +74,7 @@ fn look(call: &Call, bridge: &Bridge, netns: &Netns) -> Result<Seen, linux::Erro
             seen.routes.extend(routes.iter().flat_map(|r| ways(r).into_iter().map(|gw| (r.destination, gw))));
         }
         if let Some(near) = linkage::peer_of(&mut host, pod)? {
+            is_ours = near.alias.as_ref() == Some(&call.who.alias());
             let joined = near.master.is_some() && near.master == device.as_ref().map(|device| device.index);
             seen.host_joined = Some(joined);
             if bridge.guarded && !near.port.as_ref().is_some_and(|port| port.locked) {
@@ -85,7 +90,7 @@ fn look(call: &Call, bridge: &Bridge, netns: &Netns) -> Result<Seen, linux::Erro
     }
     seen.bridge = device.map(|link| summary(&link, &Kind::Bridge));
     seen.pod = pod.map(|link| summary(&link, &Kind::Veth));
-    Ok(seen)
+    Ok((seen, is_ours))
 }
 
 fn summary(link: &Link, kind: &Kind) -> SeenLink {

@@ -1,8 +1,10 @@
 //! `portmap`: host ports behind an interface plugin.
 
-use cni_core::{Code, Error, Network, Outcome, PortMappings};
+use cni_core::{Attachment, Code, Error, Network, Outcome, PortMappings};
+use linux::nft::Socket;
 
 use crate::{
+    failure::kernel,
     gc,
     hostports::{self, HostPorts},
     nat,
@@ -43,11 +45,18 @@ fn del(call: &Call) -> Result<(), Error> {
 fn check(call: &Call) -> Result<(), Error> {
     let ports = wanted(call, &call.network.chained()?)?;
     let missing = nat::missing(&ports.nat(&call.who.alias(), &[]))?;
-    if missing.is_empty() {
+    if missing.is_empty() || are_the_references(&call.who)? {
         return Ok(());
     }
     let text = format!("the attachment is not as it was made: {}", missing.join("; "));
     Err(Error::new(Code::Internal, text))
+}
+
+/// The reference's plugin has set host ports for the container of `who`, by the kind of iptables that writes nftables.
+fn are_the_references(who: &Attachment) -> Result<bool, Error> {
+    let chains = Socket::open().and_then(|mut socket| socket.chains()).map_err(|e| kernel(&e))?;
+    let name = who.reference_host_ports();
+    Ok(chains.iter().any(|chain| chain.table.as_str() == "nat" && chain.name.as_str() == name))
 }
 
 fn gc(network: &Network) -> Result<(), Error> {

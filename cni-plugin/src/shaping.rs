@@ -205,20 +205,19 @@ fn differences(
     let mut wrong = Vec::new();
     let here = host.qdiscs(near.index).map_err(|e| kernel(&e))?;
     if let Some(limit) = limits.ingress {
-        wrong.extend(compare(&here, bucket(limit, near)).map(|text| format!("{}: {text}", near.name)));
+        wrong.extend(compare(&here, limit, near).map(|text| format!("{}: {text}", near.name)));
     }
     let Some(limit) = limits.egress else { return Ok(wrong) };
-    let name = linkage::parse_name(&call.who.ifb())?;
-    let ifb = host.link(&name).map_err(|e| kernel(&e))?;
-    let Some(ifb) = ifb.filter(|link| link.kind == ifb_kind()) else {
-        wrong.push(format!("ifb device {name} does not exist"));
+    let Some(ifb) = ifb_of(host, call)? else {
+        wrong.push(format!("ifb device {} does not exist", call.who.ifb()));
         return Ok(wrong);
     };
+    let name = &ifb.name;
     if !ifb.up {
         wrong.push(format!("interface {name} is down"));
     }
     let there = host.qdiscs(ifb.index).map_err(|e| kernel(&e))?;
-    wrong.extend(compare(&there, bucket(limit, near)).map(|text| format!("{name}: {text}")));
+    wrong.extend(compare(&there, limit, near).map(|text| format!("{name}: {text}")));
     if !here.contains(&Qdisc::Ingress) {
         wrong.push(format!("{}: there is no ingress queue", near.name));
     } else if !host.redirections(near.index).map_err(|e| kernel(&e))?.contains(&ifb.index) {
@@ -227,8 +226,9 @@ fn differences(
     Ok(wrong)
 }
 
-/// How the token bucket among `seen` differs from the one that is wanted.
-fn compare(seen: &[Qdisc], wanted: TokenBucket) -> Option<String> {
+/// How the token bucket among `seen` differs from the one that holds `limit`, by our hand or by the reference's.
+fn compare(seen: &[Qdisc], limit: Limit, near: &Link) -> Option<String> {
+    let wanted = bucket(limit, near);
     let found = seen.iter().find_map(|qdisc| match qdisc {
         Qdisc::TokenBucket(bucket) => Some(*bucket),
         _ => None,
@@ -237,5 +237,6 @@ fn compare(seen: &[Qdisc], wanted: TokenBucket) -> Option<String> {
     // The kernel keeps a burst as a time in units of 64 ns.
     let close = u64::from(found.burst.abs_diff(wanted.burst)) <= wanted.rate / 15_625_000 + 1;
     let same = (found.rate, found.limit) == (wanted.rate, wanted.limit) && close;
+    let same = same || limit.is_as_the_reference_sets_it(found.rate, found.limit);
     (!same).then(|| format!("{found:?} doesn't match {wanted:?}"))
 }

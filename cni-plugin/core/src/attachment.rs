@@ -34,9 +34,21 @@ impl Attachment {
     /// whatever interface.
     #[must_use]
     pub fn reference_ifb(&self) -> String {
+        format!("bwp{}", self.reference_digits(12))
+    }
+
+    /// The name of the chain that the reference's `portmap` has iptables make for this container and network.
+    #[must_use]
+    pub fn reference_host_ports(&self) -> String {
+        format!("CNI-DN-{}", self.reference_digits(21))
+    }
+
+    /// So many digits of the hash in the reference's names.
+    fn reference_digits(&self, count: usize) -> String {
         let hash = Sha512::new().chain_update(&self.network).chain_update(&self.container).finalize();
-        let digits = hash.iter().take(6).map(|byte| format!("{byte:02x}"));
-        digits.fold("bwp".to_owned(), |name, digits| name + &digits)
+        let mut digits: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        digits.truncate(count);
+        digits
     }
 
     /// The host end's alias and the comment of rules: `weft:<network>/<container>/<interface>`; a
@@ -161,6 +173,7 @@ mod tests {
         // Of its version 1.1.1.
         let theirs = Attachment { network: "n".into(), ..a.clone() };
         assert_eq!(theirs.reference_ifb(), "bwp9b00b9b7c279");
+        assert_eq!(theirs.reference_host_ports(), "CNI-DN-9b00b9b7c2795a8a61a6e");
         assert_eq!(a.alias(), "weft:cbr0/c1/eth0");
         assert_eq!(Attachment::named_by(&a.alias()).as_deref(), Some("c1/eth0 of cbr0"));
         assert_ne!(a.host_link(), attachment("c1", "eth1").host_link());

@@ -82,6 +82,14 @@ impl Limit {
         let burst = whole(self.burst / 8).clamp(packet, most);
         Bucket { rate, burst, limit: whole(rate / 40).saturating_add(burst) }
     }
+
+    /// A bucket of rate `rate` in which `limit` bytes may wait is what the reference's plugin sets for this: the
+    /// whole burst may wait there.
+    #[must_use]
+    pub fn is_as_the_reference_sets_it(self, rate: u64, limit: u32) -> bool {
+        let whole = (self.rate / 8 / 40).saturating_add(self.burst / 8);
+        rate == self.rate / 8 && u64::from(limit) == whole
+    }
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ mod reference;
 mod roles;
 mod routes;
 mod state;
+mod switch;
 mod tuning;
 mod upkeep;
 mod vlan;
