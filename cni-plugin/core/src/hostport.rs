@@ -135,14 +135,12 @@ fn invalid(text: String) -> Error {
 fn distinct(ports: Vec<HostPort>) -> Result<Vec<HostPort>, Error> {
     let mut all: Vec<HostPort> = Vec::with_capacity(ports.len());
     for port in ports {
-        let same = |p: &&HostPort| (p.host, p.protocol, p.port) == (port.host, port.protocol, port.port);
-        match all.iter().find(same) {
-            None => all.push(port),
-            Some(before) if *before == port => {}
-            Some(before) => {
-                let (one, other) = (before.container_port, port.container_port);
-                return Err(invalid(format!("host port {port} can't lead to ports {one} and {other}")));
-            }
+        let (other, same) = (port.container_port, |p: &&HostPort| p.has_key_of(&port));
+        if let Some(one) = all.iter().filter(same).map(|p| p.container_port).find(|one| *one != other) {
+            return Err(invalid(format!("host port {port} can't lead to ports {one} and {other}")));
+        }
+        if !all.contains(&port) {
+            all.push(port);
         }
     }
     Ok(all)
@@ -164,6 +162,14 @@ impl HostPort {
             port: port(&keys, "hostPort", "host")?,
             container_port: port(&keys, "containerPort", "container")?,
         })
+    }
+
+    /// A packet can be to both, by the same address or by any of the same family.
+    fn has_key_of(&self, other: &Self) -> bool {
+        let hosts = [self.host, other.host];
+        let any = hosts.iter().all(|host| host.is_none_or(|host| host.is_unspecified()));
+        let same = self.host == other.host || (any && hosts.contains(&None));
+        same && (self.protocol, self.port) == (other.protocol, other.port)
     }
 }
 
@@ -271,12 +277,20 @@ mod tests {
 
     #[test]
     fn a_port_leads_to_one_place() {
-        let two = |one: u16, other: u16| {
-            let mapping = |to: u16| json!({"hostPort": 80, "containerPort": to});
-            parse(&json!({"runtimeConfig": {"portMappings": [mapping(one), mapping(other)]}}))
+        let two = |one: (&str, u16), other: (&str, u16)| {
+            let mapping = |(host, to)| json!({"hostPort": 80, "containerPort": to, "hostIP": host});
+            let both = json!({"runtimeConfig": {"portMappings": [mapping(one), mapping(other)]}});
+            parse(&both).map(|all| all.ports.len()).map_err(|(_, text)| text)
         };
-        assert_eq!(two(80, 80).unwrap().ports.len(), 1);
-        assert_eq!(two(80, 81).unwrap_err().1, "host port 80/tcp can't lead to ports 80 and 81");
+        assert_eq!(two(("", 80), ("", 80)), Ok(1));
+        for (one, other, port) in [("", "", "80/tcp"), ("", "::", "[::]:80/tcp"), ("0.0.0.0", "", "80/tcp")] {
+            let refused = format!("host port {port} can't lead to ports 80 and 81");
+            assert_eq!(two((one, 80), (other, 81)), Err(refused));
+            assert!(two((one, 80), (other, 80)).is_ok());
+        }
+        for (one, other) in [("", "192.0.2.1"), ("0.0.0.0", "::"), ("192.0.2.1", "192.0.2.2")] {
+            assert_eq!(two((one, 80), (other, 81)), Ok(2));
+        }
     }
 
     #[test]

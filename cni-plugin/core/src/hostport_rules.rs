@@ -1,6 +1,9 @@
 //! The rules of host ports: whatever is sent to a port of the host that is in a map goes to a container.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use netmodel::Subnet;
 use ruleset::{
@@ -197,10 +200,10 @@ pub(crate) fn entries(forwardings: &[Forwarding], whose: &str) -> impl Iterator<
     })
 }
 
-/// The chains of the classes of `forwardings`.
-pub(crate) fn class_chains(forwardings: &[Forwarding]) -> impl Iterator<Item = (&Name, Chain)> {
+/// The chains of the classes of `forwardings`, each once.
+pub(crate) fn class_chains(forwardings: &[Forwarding]) -> BTreeMap<&Name, Chain> {
     let classes = forwardings.iter().filter_map(|forwarding| forwarding.class.as_ref());
-    classes.map(|class| (class.name(), class.chain(USUAL, MASQUERADE)))
+    classes.map(|class| (class.name(), class.chain(USUAL, MASQUERADE))).collect()
 }
 
 /// The sets of host ports, and what is in them.

@@ -238,8 +238,8 @@ fn a_table_that_others_broke_is_made_whole_with_its_elements() {
 fn unusual_ports_have_chains_that_others_keep() {
     let mut kernel = Kernel::default();
     let all = ports(5, &format!(r#"{};,"masqAll":true"#, mapping(80, "")));
-    let some =
-        ports(6, &format!(r#"{};,"conditionsV4":["ip","saddr","10.0.0.0/8"]"#, mapping(81, "0.0.0.0")));
+    let two = [mapping(81, "0.0.0.0"), mapping(82, "0.0.0.0")].join(",");
+    let some = ports(6, &format!(r#"{two};,"conditionsV4":["ip","saddr","10.0.0.0/8"]"#));
     kernel.set(&nat(A, &[], &all)).unwrap();
     kernel.set(&nat(B, &[], &some)).unwrap();
     let classes = |kernel: &Kernel| {
@@ -261,7 +261,7 @@ fn unusual_ports_have_chains_that_others_keep() {
     kernel.0.as_mut().unwrap().chains.get_mut(&POSTROUTING.into()).unwrap().base = None;
     let change = nat(A, &[], &all).repair(kernel.0.as_ref()).unwrap();
     apply(&mut kernel.0, &change).unwrap();
-    assert_eq!((classes(&kernel), kernel.owned_by(A), kernel.owned_by(B)), (2, 6, 2));
+    assert_eq!((classes(&kernel), kernel.owned_by(A), kernel.owned_by(B)), (2, 6, 4));
 }
 
 #[test]
