@@ -21,10 +21,11 @@ pub(crate) fn require(bridge: &Bridge) -> Result<(), Error> {
     if is_known.map_err(|e| kernel(&e))? { Ok(()) } else { Err(vlans.unsupported()) }
 }
 
-/// What puts bridge port `index` into `vlans`.
+/// What puts bridge port `index` into `vlans`; where it is in them already nothing is lost meanwhile.
 pub(crate) fn join(vlans: &Vlans, index: u32, name: &IfName) -> impl Iterator<Item = Request> {
-    let clear = vlans.are_all().then(|| link::clear_vlans(index, name));
-    clear.into_iter().chain([link::add_vlans(index, name, vlans.ports())])
+    let others = vlans.others();
+    let delete = (!others.is_empty()).then(|| link::delete_vlans(index, name, &others));
+    [link::add_vlans(index, name, vlans.ports())].into_iter().chain(delete)
 }
 
 /// What the alias of the port begins with that a gateway's interface is behind. No network's name has a space in it.

@@ -43,12 +43,7 @@ impl Vlans {
         let native = vlan.unwrap_or(DEFAULT);
         trunk.remove(&native);
         let mut ports = vec![PortVlans::native(native)];
-        for vlan in trunk {
-            match ports.last_mut() {
-                Some(range) if !range.pvid && range.last + 1 == vlan => range.last = vlan,
-                _ => ports.push(PortVlans::tagged(vlan, vlan)),
-            }
-        }
+        ports.extend(ranges(trunk));
         Ok(Some((Self { ports, preserves_default, asked }, vlan)))
     }
 
@@ -64,10 +59,14 @@ impl Vlans {
         &self.ports
     }
 
-    /// It is to be in nothing else, whatever the bridge puts every port into.
+    /// What the port is not to be in: everything else, unless it stays where the bridge puts every port.
     #[must_use]
-    pub const fn are_all(&self) -> bool {
-        !self.preserves_default
+    pub fn others(&self) -> Vec<PortVlans> {
+        if self.preserves_default {
+            return Vec::new();
+        }
+        let wanted = one_by_one(&self.ports);
+        ranges((PortVlans::LOWEST..=PortVlans::HIGHEST).filter(|vlan| !wanted.contains_key(vlan)))
     }
 
     /// A port that is in `seen` is as it is to be.
@@ -95,6 +94,18 @@ pub(crate) fn gateway_link(bridge: &IfName, vlan: u16) -> Result<IfName, Error> 
 #[must_use]
 pub fn gateway_port(gateway: &IfName) -> String {
     format!("vlan{:011x}", mix(gateway.as_str().bytes()) & ((1 << 44) - 1))
+}
+
+/// Rising VLANs as ranges.
+fn ranges(vlans: impl IntoIterator<Item = u16>) -> Vec<PortVlans> {
+    let mut ranges: Vec<PortVlans> = Vec::new();
+    for vlan in vlans {
+        match ranges.last_mut() {
+            Some(range) if range.last + 1 == vlan => range.last = vlan,
+            _ => ranges.push(PortVlans::tagged(vlan, vlan)),
+        }
+    }
+    ranges
 }
 
 /// The treatment of each VLAN.
@@ -211,7 +222,9 @@ mod tests {
         let trunk = vlans(&json!({"vlanTrunk": [{"id": 101}]}));
         assert_eq!(trunk.ports(), [PortVlans::native(1), PortVlans::tagged(101, 101)]);
         assert_eq!(trunk.of_gateway().ports(), [PortVlans::native(1)]);
-        assert!(trunk.are_all() && !vlans(&json!({"vlan": 100, "preserveDefaultVlan": true})).are_all());
+        assert_eq!(trunk.others(), [PortVlans::tagged(2, 100), PortVlans::tagged(102, 4094)]);
+        assert_eq!(vlans(&json!({"vlan": 100, "preserveDefaultVlan": true})).others(), []);
+        assert_eq!(vlans(&json!({"vlanTrunk": [{"minID": 1, "maxID": 4094}]})).others(), []);
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub use self::{
     delete::{LinkEvents, detach_and_delete},
     ifb::Ifb,
     read::{BridgePort, Kind, Link, Peer, VxlanFacts},
-    vlan::{add_vlans, clear_vlans, filter_vlans},
+    vlan::{add_vlans, delete_vlans, filter_vlans},
 };
 use crate::{
     Cause, Error,

@@ -165,6 +165,55 @@ fn both_families_have_their_gateway_in_the_vlan() -> Result<()> {
 }
 
 #[test]
+fn pods_without_a_vlan_go_on_beside_them() -> Result<()> {
+    let Some(bed) = Bed::new("beside")? else { return Ok(()) };
+    let pods = [Netns::new()?, Netns::new()?, Netns::new()?];
+    let trunk = with(&bed.bridge(), &json!({"vlanTrunk": [{"id": 100}]}));
+    if !known_or_refused(&bed, &trunk, "vlanTrunk", &trunk["vlanTrunk"])? {
+        return Ok(());
+    }
+    call("ADD", &Who::new("c0", &pods[0]), &bed.bridge()).result();
+    let result = call("ADD", &Who::new("c1", &pods[1]), &in_vlan(&bed, 100, &json!({}))).result();
+    // It has the one of VLAN 1 for what has no tag.
+    call("ADD", &Who::new("c2", &pods[2]), &trunk).result();
+    for pod in [&pods[0], &pods[2]] {
+        assert!(reaches(pod, "10.99.0.1")? && reaches(pod, "10.99.0.3")?);
+        pod.cmd("ip route add 10.100.0.0/24 dev eth0").ok()?;
+        assert!(!reaches(pod, "10.100.0.2")?);
+    }
+    assert_eq!(vlans_of("br0")?, "1Pu");
+    let address = &result["interfaces"][0]["mac"];
+    for (id, pod) in [("c0", &pods[0]), ("c2", &pods[2])] {
+        call("DEL", &Who::new(id, pod), &bed.bridge()).silent();
+    }
+    assert_eq!(&device(&bed.host, "br0")?["address"], address);
+    Ok(())
+}
+
+#[test]
+fn of_many_first_pods_all_find_the_gateway() -> Result<()> {
+    let Some(bed) = Bed::new("first")? else { return Ok(()) };
+    let config = in_vlan(&bed, 100, &json!({}));
+    if !known_or_refused(&bed, &config, "vlan", &json!(100))? {
+        return Ok(());
+    }
+    let pods: Vec<Netns> = (0..12).map(|_| Netns::new()).collect::<Result<_>>()?;
+    std::thread::scope(|scope| {
+        for (number, pod) in pods.iter().enumerate() {
+            let (who, config, host) = (Who::new(&format!("c{number}"), pod), &config, &bed.host);
+            scope.spawn(move || {
+                host.inside(|| call("ADD", &who, config).result()).expect("the namespace opens")
+            });
+        }
+    });
+    assert_eq!(bed.veths()?.len(), pods.len() + 2);
+    for pod in &pods {
+        assert!(reaches(pod, "10.100.0.1")?);
+    }
+    Ok(())
+}
+
+#[test]
 fn a_trunk_carries_tagged_frames_of_its_vlans_alone() -> Result<()> {
     let Some(bed) = Bed::new("trunk")? else { return Ok(()) };
     let trunk = json!({"name": "trunk", "vlan": 300, "vlanTrunk": [{"minID": 99, "maxID": 101}], "macspoofchk": true});

@@ -55,11 +55,10 @@ pub fn add_vlans(port: u32, name: &IfName, vlans: &[PortVlans]) -> Request {
     request("add", RTM_SETLINK, port, name, vlans)
 }
 
-/// The request that takes bridge port `port` out of every VLAN; `name` is for the error alone.
+/// The request that takes bridge port `port` out of `vlans`, where it is in them; `name` is for the error alone.
 #[must_use]
-pub fn clear_vlans(port: u32, name: &IfName) -> Request {
-    let all = PortVlans::tagged(PortVlans::LOWEST, PortVlans::HIGHEST);
-    request("delete", RTM_DELLINK, port, name, &[all])
+pub fn delete_vlans(port: u32, name: &IfName, vlans: &[PortVlans]) -> Request {
+    request("delete", RTM_DELLINK, port, name, vlans)
 }
 
 fn request(verb: &'static str, kind: u16, port: u32, name: &IfName, vlans: &[PortVlans]) -> Request {
