@@ -6,6 +6,7 @@ mod bed;
 mod check;
 mod crowd;
 mod del;
+mod disk;
 mod foreign;
 mod foreign_faults;
 mod hostports;
