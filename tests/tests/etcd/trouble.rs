@@ -87,6 +87,7 @@ async fn where_all_subnets_overlap_the_host_the_start_is_refused() -> Result<()>
         address: None,
         device: Some("eth0".parse()?),
         kind: overlay_core::host::DeviceKind::Other,
+        by_hand: None,
     });
     let mut node = Node::start_with(&settings(&server), quick(), me);
     let fatal = tokio::time::timeout(crate::node::LIMIT, &mut node.task).await??;
