@@ -2,6 +2,7 @@
 //! foreign tools.
 
 mod faults;
+mod host_ports;
 mod reach;
 mod restart;
 mod sctp;
