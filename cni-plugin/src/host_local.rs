@@ -9,7 +9,7 @@ use crate::{
     networks::{self, Call},
     plugin::Plugin,
     records::Records,
-    reservations::{Reservations, Wish},
+    reservations::{Reservations, Wish, duplicate},
     undo::Undo,
 };
 
@@ -23,9 +23,7 @@ fn add(call: &Call) -> Result<String, Error> {
     let record = records.take(&call.who)?;
     let mut held = record.before.pods().into_iter().map(|pod| pod.address);
     if let Some(ip) = held.find(|ip| reservations.is_held(*ip, &call.who)) {
-        let text =
-            format!("{} has been allocated to {ip}, duplicate allocation is not allowed", call.who.container);
-        return Err(Error::new(Code::Internal, text));
+        return Err(duplicate(ip, &call.who));
     }
     let mut undo = Undo::new(Some(&record));
     record.note(&[addresses::begin(&call.who, &record, &reservations, &records)?])?;

@@ -34,6 +34,7 @@ mod reservations;
 mod scratch;
 mod shaping;
 mod status;
+mod strangers;
 mod sweep;
 mod tuning;
 mod undo;

@@ -17,6 +17,7 @@ use crate::{
     failure, files, lock,
     records::{Held, Records, make_folder},
     released::Released,
+    strangers,
 };
 use cni_core::{Attachment, Chosen, Code, Error, HostAddress, Range, RangeSet, Trace, owner_of};
 
@@ -170,6 +171,9 @@ impl Locked<'_> {
                 return Ok(choose(ip, range));
             }
         }
+        if let Some(ip) = strangers::find(self.folder, &self.marker(number), set, wish)? {
+            return Err(duplicate(ip, wish.who));
+        }
         let (ip, range) = match asked {
             Some((ip, range)) => {
                 self.reserve_requested(ip, range, number, wish)?;
@@ -203,7 +207,7 @@ impl Locked<'_> {
         set: &'s RangeSet,
         wish: Wish<'_>,
     ) -> Result<(IpAddr, &'s Range), Error> {
-        let marker = self.folder.join(format!("last_reserved_ip.{number}"));
+        let marker = self.marker(number);
         let last = fs::read_to_string(&marker).ok().and_then(|text| text.trim().parse().ok());
         let resting = self.released.resting();
         let (mut rested, mut named) = (Vec::new(), BTreeSet::new());
@@ -256,13 +260,19 @@ impl Locked<'_> {
             .map_err(|e| failure::file("create", &path, &e))
     }
 
+    /// The file that names the address of set number `number` that was reserved last, by whichever plugin.
+    fn marker(&self, number: usize) -> PathBuf {
+        self.folder.join(format!("last_reserved_ip.{number}"))
+    }
+
     fn remember(&self, marker: &Path, ip: IpAddr) -> Result<(), Error> {
         let write = || {
             let mut options = fs::OpenOptions::new();
             let mut file = options.write(true).create(true).truncate(false).mode(0o600).open(marker)?;
             let text = ip.to_string();
             file.write_all(text.as_bytes())?;
-            file.set_len(text.len() as u64)
+            file.set_len(text.len() as u64)?;
+            strangers::sign(&file)
         };
         write().map_err(|e| failure::file("write", marker, &e))
     }
@@ -280,8 +290,14 @@ impl Locked<'_> {
     }
 }
 
+/// The reference's words for who holds an address already.
+pub(crate) fn duplicate(ip: IpAddr, who: &Attachment) -> Error {
+    let text = format!("{ip} has been allocated to {}, duplicate allocation is not allowed", who.container);
+    Error::new(Code::Internal, text)
+}
+
 /// Every address that has a file.
-fn addresses(folder: &Path) -> Result<Vec<IpAddr>, Error> {
+pub(crate) fn addresses(folder: &Path) -> Result<Vec<IpAddr>, Error> {
     let failed = |e: io::Error| failure::file("list", folder, &e);
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -296,7 +312,8 @@ fn addresses(folder: &Path) -> Result<Vec<IpAddr>, Error> {
     Ok(found)
 }
 
-fn is_held(folder: &Path, address: IpAddr, who: &Attachment) -> bool {
+/// The file of `address` in `folder` names `who`.
+pub(crate) fn is_held(folder: &Path, address: IpAddr, who: &Attachment) -> bool {
     fs::read(folder.join(address.to_string())).is_ok_and(|content| who.owns(&content))
 }
 

@@ -97,7 +97,9 @@ fn a_delegate_that_is_not_there_any_more_does_not_stop_del() -> Result<()> {
     }
     // What the configuration itself names has to be there.
     let gone = with(&config, &json!({"delegate": {"type": "brigde"}}));
-    let (_, text) = ask(&bed, "DEL", &Who::new("c2", &Netns::new()?), &gone).error();
-    assert!(text.starts_with("failed to find plugin \"brigde\""), "{text}");
+    let scratch = bed.dir.write("flannel/c2", r#"{"cniVersion":"1.0.0","name":"cbr0","type":"brigde"}"#)?;
+    let (code, text) = ask(&bed, "DEL", &Who::new("c2", &Netns::new()?), &gone).error();
+    assert!(code == 999 && text.starts_with("failed to find plugin \"brigde\" in path ["), "{text}");
+    assert!(scratch.exists());
     Ok(())
 }

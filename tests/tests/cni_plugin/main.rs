@@ -23,6 +23,7 @@ mod reference;
 mod roles;
 mod routes;
 mod state;
+mod strangers;
 mod switch;
 mod tuning;
 mod upkeep;

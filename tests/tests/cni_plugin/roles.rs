@@ -51,7 +51,7 @@ fn host_local_answers_as_address_management() -> Result<()> {
             "routes": [{"dst": "0.0.0.0/0"}]})
     );
     let (_, twice) = call_of(&program, "ADD", &who, &config).error();
-    assert_eq!(twice, "c1 has been allocated to 10.97.0.2, duplicate allocation is not allowed");
+    assert_eq!(twice, "10.97.0.2 has been allocated to c1, duplicate allocation is not allowed");
     call_of(&program, "CHECK", &who, &config).silent();
     call_of(&program, "STATUS", &who, &config).silent();
     let other =
