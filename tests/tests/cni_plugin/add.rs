@@ -6,12 +6,10 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use testkit::{Cmd, Netns, bin};
 
-use crate::bed::{Bed, Who, addresses, call, command, device, feed, with};
-
-fn route(ns: &Netns, dst: &str) -> Result<Value> {
-    let six = if dst.contains(':') { "-6" } else { "-4" };
-    Ok(ns.cmd(format!("ip -j {six} route show exact {dst}")).json()?[0].clone())
-}
+use crate::{
+    bed::{Bed, Who, addresses, call, command, device, feed, with},
+    routes::route,
+};
 
 #[test]
 fn rule_19_25_a_flannel_pod_is_complete() -> Result<()> {
@@ -98,74 +96,6 @@ fn addresses_are_announced_to_the_neighbours() -> Result<()> {
     for wanted in ["Request who-has 10.99.0.4 tell 10.99.0.4", "neighbor advertisement, tgt is fd99::4"] {
         assert!(text.contains(wanted), "{wanted} in:\n{text}");
     }
-    Ok(())
-}
-
-#[test]
-fn both_families_at_once_and_no_waiting_for_duplicates() -> Result<()> {
-    let Some(bed) = Bed::new("dual")? else { return Ok(()) };
-    let pod = Netns::new()?;
-    // What container runtimes set in every new namespace.
-    pod.cmd("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1").ok()?;
-    let ranges = json!([[{"subnet": "10.99.0.0/24"}], [{"subnet": "fd99::/64"}]]);
-    let config = with(
-        &bed.bridge(),
-        &json!({"ipam": {"type": "host-local", "dataDir": bed.path("networks"), "ranges": ranges}}),
-    );
-    let result = call("ADD", &Who::new("c1", &pod), &config).result();
-    let eth0 = device(&pod, "eth0")?;
-    assert_eq!(addresses(&eth0), ["10.99.0.2/24", "fd99::2/64"]);
-    let global = eth0["addr_info"].as_array().unwrap().iter().find(|a| a["local"] == "fd99::2").unwrap();
-    assert_eq!((&global["nodad"], &global["tentative"]), (&json!(true), &Value::Null), "{global}");
-    assert_eq!(route(&pod, "default")?["gateway"], "10.99.0.1");
-    assert_eq!(pod.cmd("ip -j -6 route show default").json()?[0]["gateway"], "fd99::1");
-    pod.cmd("ping -6 -n -c1 -W2 fd99::1").ok()?;
-    assert_eq!(addresses(&device(&bed.host, "br0")?), ["10.99.0.1/24", "fd99::1/64"]);
-    assert_eq!(
-        result["routes"],
-        json!([{"dst": "0.0.0.0/0", "gw": "10.99.0.1"}, {"dst": "::/0", "gw": "fd99::1"}])
-    );
-    assert_eq!(Cmd::new("sysctl -n net.ipv6.conf.all.forwarding").ok()?.stdout.trim(), "1");
-    Ok(())
-}
-
-#[test]
-fn routes_that_routers_advertised_survive_forwarding() -> Result<()> {
-    let Some(bed) = Bed::new("ra")? else { return Ok(()) };
-    Cmd::new("sysctl -qw net.ipv6.conf.default.disable_ipv6=0 net.ipv6.conf.all.forwarding=0").ok()?;
-    for line in [
-        "ip link add up0 type veth peer name far0",
-        "ip link add quiet0 type veth peer name far1",
-        "ip link set up0 up",
-        "ip link set far0 up",
-        "ip -6 route add default via fe80::1 dev up0 proto ra",
-        "sysctl -qw net.ipv6.conf.default.disable_ipv6=1",
-    ] {
-        Cmd::new(line).ok()?;
-    }
-    let pod = Netns::new()?;
-    let mut config = bed.bridge();
-    config["ipam"]["ranges"] = json!([[{"subnet": "fd99::/64"}]]);
-    call("ADD", &Who::new("c1", &pod), &config).result();
-    pod.cmd("ping -6 -n -c1 -W2 fd99::1").ok()?;
-    let value = |name: &str| Cmd::new(format!("sysctl -n net.ipv6.conf.{name}")).ok();
-    assert_eq!(value("all.forwarding")?.stdout.trim(), "1");
-    assert_eq!((value("up0.accept_ra")?.stdout.trim(), value("quiet0.accept_ra")?.stdout.trim()), ("2", "1"));
-    Ok(())
-}
-
-#[test]
-fn a_host_without_ipv6_is_fine() -> Result<()> {
-    let Some(bed) = Bed::new("no6")? else { return Ok(()) };
-    Cmd::new("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1").ok()?;
-    let pod = Netns::new()?;
-    pod.cmd("sysctl -qw net.ipv6.conf.all.disable_ipv6=1").ok()?;
-    let who = Who::new("c1", &pod);
-    let config = bed.flannel()?;
-    let result = call("ADD", &who, &config).result();
-    pod.cmd("ping -n -c1 -W2 10.42.3.1").ok()?;
-    call("CHECK", &who, &with(&config, &json!({"prevResult": result}))).silent();
-    call("DEL", &who, &config).silent();
     Ok(())
 }
 
@@ -355,34 +285,6 @@ fn what_an_earlier_plugin_reported_is_kept() -> Result<()> {
 }
 
 #[test]
-fn a_missing_subnet_file_is_named_with_flannelds_reason() -> Result<()> {
-    let Some(bed) = Bed::new("noenv")? else { return Ok(()) };
-    let pod = Netns::new()?;
-    let who = Who::new("c1", &pod);
-    let config = bed.flannel()?;
-    fs::remove_file(bed.path("subnet.env"))?;
-    let path = bed.path("subnet.env");
-    let wanted = format!(
-        "failed to load flannel 'subnet.env' file: open {}: no such file or directory. Check the flannel pod log for this node.",
-        path.display()
-    );
-    assert_eq!(call("ADD", &who, &config).error(), (11, wanted.clone()));
-    bed.dir.write(
-        "status.json",
-        r#"{"ready":false,"problem":"etcd at http://192.0.2.1:2379 does not answer"}"#,
-    )?;
-    let (_, text) = call("ADD", &who, &config).error();
-    assert_eq!(text, format!("{wanted} flanneld says: etcd at http://192.0.2.1:2379 does not answer"));
-    bed.dir.write("subnet.env", "FLANNEL_NETWORK=10.42.0.0/16\ngarbage\n\n")?;
-    let (code, text) = call("ADD", &who, &config).error();
-    assert_eq!(code, 11);
-    assert_eq!(text, format!("{} is missing FLANNEL_SUBNET, FLANNEL_MTU, FLANNEL_IPMASQ", path.display()));
-    bed.dir.write("subnet.env", "FLANNEL_SUBNET=nonsense\n")?;
-    assert!(call("ADD", &who, &config).error().1.contains("\"nonsense\" is not a subnet"));
-    Ok(())
-}
-
-#[test]
 fn port_and_bridge_settings_are_set() -> Result<()> {
     let Some(bed) = Bed::new("port")? else { return Ok(()) };
     let pod = Netns::new()?;
@@ -412,102 +314,6 @@ fn a_network_without_addresses_is_a_cable() -> Result<()> {
     call("CHECK", &who, &with(&config, &json!({"prevResult": result}))).silent();
     call("DEL", &who, &config).silent();
     assert!(bed.veths()?.is_empty());
-    Ok(())
-}
-
-#[test]
-fn routes_keep_their_options() -> Result<()> {
-    let Some(bed) = Bed::new("routes")? else { return Ok(()) };
-    let pod = Netns::new()?;
-    let routes = json!([
-        {"dst": "192.0.2.0/24", "priority": 77, "mtu": 1280},
-        {"dst": "198.51.100.0/24", "gw": "10.99.0.9", "table": 300},
-        {"dst": "10.99.0.0/24"},
-    ]);
-    let mut config = bed.bridge();
-    config["ipam"]["routes"] = routes.clone();
-    let result = call("ADD", &Who::new("c1", &pod), &config).result();
-    assert_eq!(result["routes"].as_array().unwrap()[..3], routes.as_array().unwrap()[..]);
-    let first = route(&pod, "192.0.2.0/24")?;
-    assert_eq!((&first["metric"], &first["gateway"]), (&json!(77), &json!("10.99.0.1")), "{first}");
-    assert!(first["metrics"].to_string().contains("1280"), "{first}");
-    let other = pod.cmd("ip -j route show table 300").json()?;
-    assert_eq!(other[0]["gateway"], "10.99.0.9", "{other}");
-    Ok(())
-}
-
-#[test]
-fn a_flannel_node_of_both_families_works() -> Result<()> {
-    let Some(bed) = Bed::new("flannel6")? else { return Ok(()) };
-    let pod = Netns::new()?;
-    let config = bed.flannel()?;
-    bed.dir.write(
-        "subnet.env",
-        "FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.3.1/24\nFLANNEL_IPV6_NETWORK=fd42::/56\n\
-         FLANNEL_IPV6_SUBNET=fd42:0:0:3::1/64\nFLANNEL_MTU=1430\nFLANNEL_IPMASQ=false\n",
-    )?;
-    let who = Who::new("c1", &pod);
-    call("ADD", &who, &config).result();
-    assert_eq!(addresses(&device(&pod, "eth0")?), ["10.42.3.2/24", "fd42:0:0:3::2/64"]);
-    assert_eq!(pod.cmd("ip -j -6 route show fd42::/56").json()?[0]["gateway"], "fd42:0:0:3::1");
-    pod.cmd("ping -6 -n -c1 -W2 fd42:0:0:3::1").ok()?;
-    let masquerade = Cmd::new("nft list set inet weft-cni pods4").ok()?.stdout;
-    assert!(masquerade.contains("weft:cbr0/c1/eth0"), "flanneld does not, so the plugin does: {masquerade}");
-    call("DEL", &who, &config).silent();
-    assert!(!Cmd::new("nft list table inet weft-cni").ok()?.stdout.contains("weft:cbr0"));
-    Ok(())
-}
-
-#[test]
-fn a_bridge_of_an_earlier_subnet_is_readdressed_once_it_is_empty() -> Result<()> {
-    let Some(bed) = Bed::new("lease")? else { return Ok(()) };
-    let (old, new) = (Netns::new()?, Netns::new()?);
-    let config = with(&bed.flannel()?, &json!({"cniVersion": "1.1.0"}));
-    let lease = |net: u8, third: u8, mtu: u16| {
-        let text = format!(
-            "FLANNEL_NETWORK=10.{net}.0.0/16\nFLANNEL_SUBNET=10.{net}.{third}.1/24\nFLANNEL_MTU={mtu}\nFLANNEL_IPMASQ=true\n"
-        );
-        bed.dir.write("subnet.env", text)
-    };
-    let nobody = Who { id: String::new(), ifname: String::new(), netns: String::new() };
-    call("ADD", &Who::new("c1", &old), &config).result();
-    lease(42, 7, 1450)?;
-    let wanted = "\"cni0\" already has an IP address different from 10.42.7.1/24: 10.42.3.1/24 is held by c1/eth0 of cbr0";
-    assert_eq!(call("ADD", &Who::new("c2", &new), &config).error(), (999, wanted.into()));
-    assert_eq!(call("STATUS", &nobody, &config).error(), (51, wanted.into()));
-    old.cmd("ping -n -c1 -W2 10.42.3.1").ok()?;
-    call("DEL", &Who::new("c1", &old), &config).silent();
-    call("STATUS", &nobody, &config).silent();
-    call("ADD", &Who::new("c2", &new), &config).result();
-    assert_eq!(addresses(&device(&bed.host, "cni0")?), ["10.42.7.1/24"]);
-    new.cmd("ping -n -c1 -W2 10.42.7.1").ok()?;
-    call("DEL", &Who::new("c2", &new), &config).silent();
-    lease(55, 9, 1380)?;
-    call("ADD", &Who::new("c3", &new), &config).result();
-    let bridge = device(&bed.host, "cni0")?;
-    assert_eq!((addresses(&bridge), bridge["mtu"].as_u64()), (vec!["10.55.9.1/24".into()], Some(1380)));
-    // An MTU that grew counts for new pods, which an address that is held keeps nobody from.
-    lease(55, 9, 1450)?;
-    call("ADD", &Who::new("c4", &old), &config).result();
-    assert_eq!(device(&bed.host, "cni0")?["mtu"], 1450);
-    old.cmd("ping -n -c1 -W2 -M do -s 1422 10.55.9.1").ok()?;
-    Ok(())
-}
-
-#[test]
-fn add_waits_for_flanneld_to_start() -> Result<()> {
-    let Some(bed) = Bed::new("soon")? else { return Ok(()) };
-    let pod = Netns::new()?;
-    let config = bed.flannel()?;
-    let (file, away) = (bed.path("subnet.env"), bed.path("later.env"));
-    fs::rename(&file, &away)?;
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            std::thread::sleep(std::time::Duration::from_secs(1));
-            fs::rename(&away, &file).expect("renamed");
-        });
-        call("ADD", &Who::new("c1", &pod), &config).result();
-    });
     Ok(())
 }
 

@@ -1,10 +1,16 @@
-//! Options of `ipam.routes`.
+//! Routes of `ipam.routes`, and their options.
 
 use anyhow::Result;
 use serde_json::{Value, json};
 use testkit::{Cmd, Netns};
 
 use crate::bed::{Bed, Who, call, with};
+
+/// The first route to exactly that destination.
+pub(crate) fn route(ns: &Netns, dst: &str) -> Result<Value> {
+    let six = if dst.contains(':') { "-6" } else { "-4" };
+    Ok(ns.cmd(format!("ip -j {six} route show exact {dst}")).json()?[0].clone())
+}
 
 fn of(bed: &Bed, routes: &Value) -> Value {
     let mut config = bed.bridge();
@@ -48,5 +54,26 @@ fn segments_are_as_long_as_the_route_says() -> Result<()> {
     assert!(four.contains("mtu 1300") && four.contains("advmss 1200"), "{four}");
     let six = pod.cmd("ip -6 route show fd77::/64").ok()?.stdout;
     assert!(six.contains("advmss 1210"), "{six}");
+    Ok(())
+}
+
+#[test]
+fn routes_keep_their_options() -> Result<()> {
+    let Some(bed) = Bed::new("routes")? else { return Ok(()) };
+    let pod = Netns::new()?;
+    let routes = json!([
+        {"dst": "192.0.2.0/24", "priority": 77, "mtu": 1280},
+        {"dst": "198.51.100.0/24", "gw": "10.99.0.9", "table": 300},
+        {"dst": "10.99.0.0/24"},
+    ]);
+    let mut config = bed.bridge();
+    config["ipam"]["routes"] = routes.clone();
+    let result = call("ADD", &Who::new("c1", &pod), &config).result();
+    assert_eq!(result["routes"].as_array().unwrap()[..3], routes.as_array().unwrap()[..]);
+    let first = route(&pod, "192.0.2.0/24")?;
+    assert_eq!((&first["metric"], &first["gateway"]), (&json!(77), &json!("10.99.0.1")), "{first}");
+    assert!(first["metrics"].to_string().contains("1280"), "{first}");
+    let other = pod.cmd("ip -j route show table 300").json()?;
+    assert_eq!(other[0]["gateway"], "10.99.0.9", "{other}");
     Ok(())
 }
