@@ -22,6 +22,7 @@ use crate::{
 /// Compares the attachment to `network`, which is the one of `call` or what that delegated, with `prevResult`.
 pub(crate) fn check(call: &Call, network: &Network) -> Result<(), Error> {
     let bridge = Bridge::parse(network, &call.args)?;
+    vlans::require(&bridge)?;
     let previous = network
         .previous()
         .ok_or_else(|| Error::new(Code::Internal, "Required prevResult missing"))

@@ -14,11 +14,12 @@ use crate::{
     linkage::{Host, parse_name, peer_of},
 };
 
-/// Fails with code 2 where VLANs are asked for and this kernel's bridges don't keep them apart. Nothing is touched.
+/// Fails with code 2 where VLANs are asked for and this kernel's bridges don't keep them apart, and where they can't
+/// be had for another reason. Nothing is touched.
 pub(crate) fn require(bridge: &Bridge) -> Result<(), Error> {
     let Some(vlans) = &bridge.vlans else { return Ok(()) };
-    let is_known = RouteSocket::open().and_then(|mut socket| socket.knows_vlans(&bridge.bridge));
-    if is_known.map_err(|e| kernel(&e))? { Ok(()) } else { Err(vlans.unsupported()) }
+    let is_capable = RouteSocket::open().and_then(|mut socket| socket.knows_vlans(&bridge.bridge));
+    vlans.check(is_capable.map_err(|e| kernel(&e))?)
 }
 
 /// What puts bridge port `index` into `vlans`; where it is in them already nothing is lost meanwhile.

@@ -19,11 +19,13 @@ pub struct Vlans {
     preserves_default: bool,
     /// The key that asks for them, and its value.
     asked: (&'static str, String),
+    /// The interface for the gateway's addresses of the VLAN, or why there can be none of its name.
+    gateway: Option<Result<IfName, Error>>,
 }
 
 impl Vlans {
-    /// Reads the keys; `None` where no VLAN is asked for, else the VLANs and the value of `vlan`.
-    pub(crate) fn parse(keys: &Keys<'_>) -> Result<Option<(Self, Option<u16>)>, Error> {
+    /// Reads the keys of a network on `bridge`; `None` where no VLAN is asked for.
+    pub(crate) fn parse(keys: &Keys<'_>, bridge: &IfName, is_gateway: bool) -> Result<Option<Self>, Error> {
         let preserves_default = keys.flag("preserveDefaultVlan")?;
         let vlan = match keys.number("vlan")?.unwrap_or(0) {
             0 => None,
@@ -44,13 +46,19 @@ impl Vlans {
         trunk.remove(&native);
         let mut ports = vec![PortVlans::native(native)];
         ports.extend(ranges(trunk));
-        Ok(Some((Self { ports, preserves_default, asked }, vlan)))
+        let gateway = vlan.filter(|_| is_gateway).map(|vlan| gateway_link(bridge, vlan));
+        Ok(Some(Self { ports, preserves_default, asked, gateway }))
     }
 
     /// Those of the port behind which the gateway is: the native one alone.
     #[must_use]
     pub fn of_gateway(&self) -> Self {
         Self { ports: self.ports[..1].to_vec(), ..self.clone() }
+    }
+
+    /// The interface that has the gateway's addresses, where that is not the bridge.
+    pub(crate) fn gateway_link(&self) -> Option<&IfName> {
+        self.gateway.as_ref()?.as_ref().ok()
     }
 
     /// What the port is to be in, in any case.
@@ -77,15 +85,20 @@ impl Vlans {
         wanted.iter().all(is_there) && (self.preserves_default || seen.len() == wanted.len())
     }
 
-    /// The kernel's bridges don't keep VLANs apart.
-    #[must_use]
-    pub fn unsupported(&self) -> Error {
-        Error::unsupported(self.asked.0, &self.asked.1)
+    /// Whether they can be had on a kernel that `is_capable` of keeping VLANs apart, or is not.
+    ///
+    /// # Errors
+    /// Code 2 with key and value where it is not; code 7 where the gateway's interface can't have its name.
+    pub fn check(&self, is_capable: bool) -> Result<(), Error> {
+        if !is_capable {
+            return Err(Error::unsupported(self.asked.0, &self.asked.1));
+        }
+        self.gateway.clone().map_or(Ok(()), |gateway| gateway.map(drop))
     }
 }
 
 /// The name of the interface that has the gateway's addresses of one VLAN of the bridge.
-pub(crate) fn gateway_link(bridge: &IfName, vlan: u16) -> Result<IfName, Error> {
+fn gateway_link(bridge: &IfName, vlan: u16) -> Result<IfName, Error> {
     let name = format!("{bridge}.{vlan}");
     name.parse().map_err(|e: netmodel::BadIfName| invalid(format!("invalid vlan gateway {name:?}: {e}")))
 }
@@ -155,8 +168,9 @@ mod tests {
     use super::*;
 
     fn parse(document: &Value) -> Result<Option<Vlans>, (Code, String)> {
-        let parsed = Vlans::parse(&Keys::root(document.as_object().unwrap()));
-        parsed.map(|found| found.map(|(vlans, _)| vlans)).map_err(|e| (e.code, e.msg))
+        let bridge = "abcdefghijkl".parse().unwrap();
+        let keys = Keys::root(document.as_object().unwrap());
+        Vlans::parse(&keys, &bridge, true).map_err(|e| (e.code, e.msg))
     }
 
     fn vlans(document: &Value) -> Vlans {
@@ -246,7 +260,7 @@ mod tests {
 
     #[test]
     fn the_key_that_asks_is_named_with_its_value() {
-        let refusal = |document: &Value| vlans(document).unsupported().msg;
+        let refusal = |document: &Value| vlans(document).check(false).unwrap_err().msg;
         assert_eq!(refusal(&json!({"vlan": 100})), "unsupported value for key \"vlan\": 100");
         let text = "unsupported value for key \"vlanTrunk\": [{\"id\":7},{\"maxID\":9,\"minID\":8}]";
         assert_eq!(refusal(&json!({"vlanTrunk": [{"id": 7}, {"minID": 8, "maxID": 9}]})), text);
@@ -256,9 +270,12 @@ mod tests {
     fn the_gateways_interface_is_named_by_bridge_and_vlan() {
         let bridge: IfName = "cni0".parse().unwrap();
         let link = gateway_link(&bridge, 100).unwrap();
+        assert_eq!(vlans(&json!({"vlan": 40})).check(true), Ok(()));
         assert_eq!((link.as_str(), gateway_port(&link).len()), ("cni0.100", 15));
         assert_ne!(gateway_port(&link), gateway_port(&gateway_link(&bridge, 101).unwrap()));
-        let long = gateway_link(&"abcdefghijkl".parse().unwrap(), 4094).unwrap_err();
-        assert_eq!(long.code, Code::InvalidConfig);
+        // That the kernel can't is told first.
+        let long = vlans(&json!({"vlan": 4094}));
+        let code = |is_capable| long.check(is_capable).unwrap_err().code;
+        assert_eq!((code(true), code(false)), (Code::InvalidConfig, Code::UnsupportedField));
     }
 }

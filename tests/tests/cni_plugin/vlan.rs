@@ -19,7 +19,7 @@ fn known_or_refused(bed: &Bed, config: &Value, key: &str, value: &Value) -> Resu
     );
     let pod = Netns::new()?;
     let refusal = (2, format!("unsupported value for key {key:?}: {value}"));
-    for verb in ["ADD", "STATUS"] {
+    for verb in ["ADD", "CHECK", "STATUS"] {
         assert_eq!(call(verb, &Who::new("refused", &pod), config).error(), refusal);
         assert_eq!(device(&bed.host, "br0")?, Value::Null);
         assert!(bed.veths()?.is_empty());
