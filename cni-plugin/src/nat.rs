@@ -22,14 +22,21 @@ pub(crate) fn start<'a>(call: &'a Call, nat: &Nat<'_>, undo: &mut Undo<'a>) -> R
     let take_back = move || stop(&mut open()?, &call.who, pods, true).map(drop);
     undo.push(take_back);
     let records = Records::of(&call.network)?;
-    let done = match set(&mut socket, nat)? {
-        Err(_) if sweep::sweep(&records, true).is_ok_and(|freed| freed > 0) => set(&mut socket, nat)?,
-        done => done,
-    };
+    let mut done = set(&mut socket, nat)?;
+    while done.as_ref().is_err_and(|taken| is_abandoned(&records, taken)) {
+        done = set(&mut socket, nat)?;
+    }
     done.map_err(|taken| {
         let pod = taken.owner().and_then(|owner| records.pod_of(&owner));
         taken.into_error(pod.as_deref())
     })
+}
+
+/// Whether the port may be free now: its owner, or somebody else of the network, turned out to be gone.
+fn is_abandoned(records: &Records, taken: &Taken) -> bool {
+    let is_gone = |owner: Attachment| sweep::sweep_one(&records.of_network(&owner.network), &owner);
+    taken.owner().is_some_and(|owner| is_gone(owner).unwrap_or(false))
+        || sweep::sweep(records, true).is_ok_and(|freed| freed > 0)
 }
 
 fn set(socket: &mut Socket, nat: &Nat<'_>) -> Result<Result<(), Taken>, Error> {

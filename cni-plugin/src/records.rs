@@ -44,9 +44,17 @@ pub(crate) struct Held {
 impl Records {
     /// Those of `network`.
     pub(crate) fn of(network: &Network) -> Result<Self, Error> {
-        let state = PathBuf::from(state_dir(network)?);
-        let folder = state.join("attachments").join(&network.name);
-        Ok(Self { network: network.name.clone(), folder, state })
+        Ok(Self::in_state(state_dir(network)?.into(), &network.name))
+    }
+
+    /// Those of the network of that name in the same place.
+    pub(crate) fn of_network(&self, name: &str) -> Self {
+        Self::in_state(self.state.clone(), name)
+    }
+
+    fn in_state(state: PathBuf, network: &str) -> Self {
+        let folder = state.join("attachments").join(network);
+        Self { network: network.to_owned(), folder, state }
     }
 
     /// Whose they are.

@@ -57,6 +57,13 @@ pub(crate) fn sweep(records: &Records, is_need: bool) -> Result<usize, Error> {
     Ok(dead.len())
 }
 
+/// The same for `who` alone: whether it was gone.
+pub(crate) fn sweep_one(records: &Records, who: &Attachment) -> Result<bool, Error> {
+    let dead = find_dead(records, &[who.record_name()])?;
+    clear(records, &dead)?;
+    Ok(!dead.is_empty())
+}
+
 /// There were few records the last time, or it is long ago.
 fn is_due(marker: &Path) -> bool {
     let changed = fs::metadata(marker).and_then(|marker| marker.modified());

@@ -11,6 +11,7 @@ mod families;
 mod foreign;
 mod foreign_faults;
 mod hostports;
+mod hostports_dead;
 mod hostports_lab;
 mod hostports_owners;
 mod input;
