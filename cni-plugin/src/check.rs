@@ -28,7 +28,8 @@ pub(crate) fn check(call: &Call, network: &Network) -> Result<(), Error> {
         .ok_or_else(|| Error::new(Code::Internal, "Required prevResult missing"))
         .and_then(Outcome::parse)?;
     let netns = pod::open(call)?;
-    let (mut seen, is_ours) = look(call, &bridge, &netns).map_err(|e| kernel(&e))?;
+    let has_gateway = previous.addresses_of(call.who.ifname.as_str()).any(|ip| ip.gateway.is_some());
+    let (mut seen, is_ours) = look(call, &bridge, &netns, has_gateway).map_err(|e| kernel(&e))?;
     if let Some(reservations) = networks::reservations(network)? {
         let reported = previous.addresses_of(call.who.ifname.as_str()).map(|ip| ip.address);
         seen.reserved = reported.filter(|ip| reservations.is_held(*ip, &call.who)).collect();
@@ -53,7 +54,12 @@ pub(crate) fn check(call: &Call, network: &Network) -> Result<(), Error> {
 }
 
 /// What is there, and whether it is of our making.
-fn look(call: &Call, bridge: &Bridge, netns: &Netns) -> Result<(Seen, bool), linux::Error> {
+fn look(
+    call: &Call,
+    bridge: &Bridge,
+    netns: &Netns,
+    has_gateway: bool,
+) -> Result<(Seen, bool), linux::Error> {
     let (mut seen, mut is_ours) = (Seen::default(), false);
     let mut host = RouteSocket::open()?;
     let device = host.link(&bridge.bridge)?;
@@ -81,8 +87,8 @@ fn look(call: &Call, bridge: &Bridge, netns: &Netns) -> Result<(Seen, bool), lin
             if bridge.guarded && !near.port.as_ref().is_some_and(|port| port.locked) {
                 seen.missing.push(format!("{} lets in any Ethernet address", near.name));
             }
-            if let Some(device) = device.as_ref().filter(|_| joined) {
-                seen.missing.extend(vlans::missing(&mut host, bridge, device, &near)?);
+            if let Some(device) = device.as_ref().filter(|_| joined && is_ours) {
+                seen.missing.extend(vlans::missing(&mut host, bridge, device, &near, has_gateway)?);
             }
             if !near.up {
                 seen.missing.push(format!("the host's end of {} is down", call.who.ifname));

@@ -110,12 +110,13 @@ impl Host<'_> {
     }
 }
 
-/// What of the VLANs of container port `near` is not as ADD made it, in words.
+/// What of the VLANs of container port `near`, and of its gateway if it `has_gateway`, is not as ADD made it, in words.
 pub(crate) fn missing(
     host: &mut RouteSocket,
     bridge: &Bridge,
     device: &Link,
     near: &Link,
+    has_gateway: bool,
 ) -> Result<Vec<String>, linux::Error> {
     let mut missing = Vec::new();
     let Some(vlans) = &bridge.vlans else { return Ok(missing) };
@@ -123,7 +124,7 @@ pub(crate) fn missing(
         missing.push(format!("bridge {} does not keep VLANs apart", device.name));
     }
     let mut ports = vec![(near.clone(), vlans.clone())];
-    if bridge.gateway_link != bridge.bridge {
+    if has_gateway && bridge.gateway_link != bridge.bridge {
         let link = host.link(&bridge.gateway_link)?;
         let port = link.as_ref().map(|link| peer_of(host, link)).transpose()?.flatten();
         match port.filter(|port| port.master == Some(device.index) && port.up) {

@@ -73,7 +73,7 @@ fn a_port_is_in_the_vlans_asked_for_and_in_no_other() -> Result<()> {
     let trunk = json!([{"id": 101}, {"minID": 200, "maxID": 210}]);
     let wholly = json!([{"minID": 1, "maxID": 4094}]);
     let cases = [
-        (json!({"vlan": 100}), "100Pu"),
+        (json!({"vlan": 100, "isGateway": true}), "100Pu"),
         (json!({"vlan": 100, "preserveDefaultVlan": true}), "1u 100Pu"),
         (json!({"vlan": 1}), "1Pu"),
         (json!({"vlanTrunk": trunk}), "1Pu 101 200-210"),
