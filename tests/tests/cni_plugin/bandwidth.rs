@@ -408,6 +408,19 @@ impl OkOrSlow for std::io::Result<usize> {
     }
 }
 
+/// The bytes of the first second and of each, which are that many. The machine may do other things meanwhile: the best
+/// of three counts.
+fn at_least(least: u64, what: &str, measure: impl Fn() -> Result<(u64, u64)>) -> Result<(u64, u64)> {
+    for _ in 0..3 {
+        let (first, mean) = measure()?;
+        println!("{what}: {first} bytes in the first second, {mean} per second");
+        if mean > least {
+            return Ok((first, mean));
+        }
+    }
+    anyhow::bail!("{what}: fewer than {least} bytes per second, three times")
+}
+
 #[test]
 fn a_limit_is_a_limit_from_the_first_second_and_for_nobody_else() -> Result<()> {
     let Some(bed) = Bed::new("measured")? else { return Ok(()) };
@@ -425,21 +438,18 @@ fn a_limit_is_a_limit_from_the_first_second_and_for_nobody_else() -> Result<()> 
         }
     }
     let gateway = Ipv4Addr::new(10, 99, 0, 1);
-    for (what, (first, mean)) in [
-        ("into the pod", arriving(&bed.host, &slow, address[0])?),
-        ("out of the pod", arriving(&slow, &bed.host, gateway)?),
-    ] {
-        println!("{what}: {first} bytes in the first second, {mean} per second; the limit is {limit}");
+    for (what, from, to, address) in
+        [("into the pod", &bed.host, &slow, address[0]), ("out of the pod", &slow, &bed.host, gateway)]
+    {
+        let (first, mean) = at_least(limit * 75 / 100, what, || arriving(from, to, address))?;
         // TCP begins with losses and pauses: no lower bound for its first second.
-        assert!(first < limit * 115 / 100, "{what}: {first}");
-        assert!(mean < limit * 103 / 100 && mean > limit * 75 / 100, "{what}: {mean}");
+        assert!(first < limit * 115 / 100 && mean < limit * 103 / 100, "{what}: {first}, {mean}");
     }
-    for (what, (_, mean)) in [
-        ("into its neighbour", arriving(&bed.host, &fast, address[1])?),
-        ("out of its neighbour", arriving(&fast, &bed.host, gateway)?),
+    for (what, from, to, address) in [
+        ("into its neighbour", &bed.host, &fast, address[1]),
+        ("out of its neighbour", &fast, &bed.host, gateway),
     ] {
-        println!("{what}: {mean} bytes per second");
-        assert!(mean > limit * 20, "{what}: {mean}");
+        at_least(limit * 20, what, || arriving(from, to, address))?;
     }
     Ok(())
 }
