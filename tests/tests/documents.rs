@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 fn file_of(place: &str) -> String {
     match place.split_once('/') {
         Some(("core", module)) => format!("cni-plugin/core/src/{module}.rs"),
+        Some(("rules", module)) => format!("tests/tests/cni_rules/{module}.rs"),
         Some(("shell", module)) => format!("cni-plugin/src/{module}.rs"),
         _ => format!("tests/tests/cni_plugin/{place}.rs"),
     }

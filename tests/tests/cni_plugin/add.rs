@@ -100,32 +100,6 @@ fn addresses_are_announced_to_the_neighbours() -> Result<()> {
 }
 
 #[test]
-fn rule_13_17_18_every_version_gets_a_result_of_its_own_shape() -> Result<()> {
-    let Some(bed) = Bed::new("versions")? else { return Ok(()) };
-    for version in ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
-        let pod = Netns::new()?;
-        let who = Who::new("c1", &pod);
-        let config = with(&bed.bridge(), &json!({"cniVersion": version}));
-        let result = call("ADD", &who, &config).result();
-        assert_eq!(result["cniVersion"], version);
-        if version < "0.3.0" {
-            assert!(result["ip4"]["ip"].as_str().unwrap().starts_with("10.99.0."), "{result}");
-            assert_eq!(result["ip4"]["routes"], json!([{"dst": "0.0.0.0/0", "gw": "10.99.0.1"}]));
-        } else {
-            assert_eq!(result["ips"][0]["version"] == "4", version < "1.0.0", "{result}");
-            assert_eq!(result["interfaces"][2]["mtu"] == 1400, version == "1.1.0", "{result}");
-            assert_eq!(result["interfaces"][2]["sandbox"], who.netns);
-        }
-        call("DEL", &who, &with(&config, &json!({"prevResult": result}))).silent();
-    }
-    let pod = Netns::new()?;
-    let mut config = bed.bridge();
-    config.as_object_mut().unwrap().remove("cniVersion");
-    assert_eq!(call("ADD", &Who::new("c2", &pod), &config).result()["cniVersion"], "0.1.0");
-    Ok(())
-}
-
-#[test]
 fn rule_20_21_22_keys_count_in_any_letter_case() -> Result<()> {
     let Some(bed) = Bed::new("case")? else { return Ok(()) };
     let pod = Netns::new()?;
@@ -159,41 +133,6 @@ fn an_address_may_be_asked_for() -> Result<()> {
     let (_, text) = call("ADD", &second, &asked(json!(["10.99.0.1"]))).error();
     assert_eq!(text, "requested ip 10.99.0.1 is subnet's gateway");
     assert_eq!(bed.reservations("net"), ["10.99.0.50"]);
-    Ok(())
-}
-
-#[test]
-fn rule_26_a_name_that_is_taken_changes_nothing() -> Result<()> {
-    let Some(bed) = Bed::new("taken")? else { return Ok(()) };
-    let pod = Netns::new()?;
-    pod.cmd("ip link add eth0 type veth peer name other").ok()?;
-    let before = device(&pod, "eth0")?;
-    let who = Who::new("c1", &pod);
-    let (code, text) = call("ADD", &who, &bed.bridge()).error();
-    assert_eq!(code, 999);
-    assert!(text.starts_with("container veth name (\"eth0\") peer provided (\"veth"), "{text}");
-    assert!(text.ends_with("already exists"), "{text}");
-    assert_eq!(device(&pod, "eth0")?, before);
-    assert_eq!((bed.reservations("net").len(), bed.veths()?.len()), (0, 0));
-    Ok(())
-}
-
-#[test]
-fn rule_30_31_a_second_add_fails_and_leaves_the_first_alone() -> Result<()> {
-    let Some(bed) = Bed::new("twice")? else { return Ok(()) };
-    let (pod, other) = (Netns::new()?, Netns::new()?);
-    let who = Who::new("c1", &pod);
-    call("ADD", &who, &bed.bridge()).result();
-    assert!(call("ADD", &who, &bed.bridge()).error().1.ends_with("already exists"));
-    assert!(call("ADD", &Who::new("c1", &other), &bed.bridge()).error().1.ends_with("already exists"));
-    pod.cmd("ping -n -c1 -W2 10.99.0.1").ok()?;
-    assert_eq!(bed.reservations("net"), ["10.99.0.2"]);
-    let second = Who { ifname: "net1".into(), ..who };
-    call("ADD", &second, &with(&bed.bridge(), &json!({"isDefaultGateway": false, "isGateway": true})))
-        .result();
-    assert_eq!(bed.veths()?.len(), 2);
-    call("DEL", &second, &bed.bridge()).silent();
-    pod.cmd("ping -n -c1 -W2 10.99.0.1").ok()?;
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
     sync::mpsc::{self, RecvTimeoutError},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
@@ -188,6 +188,30 @@ pub(crate) fn call_of(program: &Path, verb: &str, who: &Who, config: &Value) -> 
     feed(command(program, verb, who), config.to_string().as_bytes())
 }
 
+/// No container: what GC and STATUS hear.
+pub(crate) fn nobody() -> Who {
+    Who { id: String::new(), ifname: String::new(), netns: String::new() }
+}
+
+/// Starts a call and kills it after `delay`. True if it had ended by itself.
+pub(crate) fn kill_after(delay: Duration, verb: &str, who: &Who, input: &[u8]) -> bool {
+    let mut child = command(&testkit::bin("flannel"), verb, who).spawn().expect("the plugin starts");
+    let _ = child.stdin.take().expect("a pipe").write_all(input);
+    thread::sleep(delay);
+    let ended = child.try_wait().expect("its state").is_some();
+    let _ = child.kill();
+    child.wait().expect("its end");
+    ended
+}
+
+/// How long an undisturbed call takes.
+pub(crate) fn usual(verb: &str, who: &Who, config: &Value) -> Duration {
+    let start = Instant::now();
+    let answer = call(verb, who, config);
+    assert_eq!(answer.code, Some(0), "{answer:?}");
+    start.elapsed()
+}
+
 /// `config` with these changes at the top.
 pub(crate) fn with(config: &Value, changes: &Value) -> Value {
     let mut config = config.clone();
@@ -207,6 +231,11 @@ pub(crate) fn device(ns: &Netns, name: &str) -> Result<Value> {
 pub(crate) fn addresses(device: &Value) -> Vec<String> {
     let all = device["addr_info"].as_array().into_iter().flatten().filter(|a| a["scope"] == "global");
     all.map(|a| format!("{}/{}", a["local"].as_str().unwrap_or("?"), a["prefixlen"])).collect()
+}
+
+/// The first address of a result.
+pub(crate) fn address(result: &Value) -> String {
+    result["ips"][0]["address"].as_str().unwrap_or_default().to_owned()
 }
 
 /// Debian's plugin of that name.

@@ -18,31 +18,6 @@ fn dual(bed: &Bed) -> Value {
 }
 
 #[test]
-fn rule_49_50_53_it_is_silent_after_add_and_in_the_company_of_strangers() -> Result<()> {
-    let Some(bed) = Bed::new("check")? else { return Ok(()) };
-    for (id, version) in [("c1", "0.4.0"), ("c2", "1.0.0"), ("c3", "1.1.0")] {
-        let pod = Netns::new()?;
-        let who = Who::new(id, &pod);
-        let config = with(&dual(&bed), &json!({"cniVersion": version}));
-        let mut result = call("ADD", &who, &config).result();
-        call("CHECK", &who, &with(&config, &json!({"prevResult": result}))).silent();
-        pod.cmd("ip address add 203.0.113.1/32 dev eth0").ok()?;
-        pod.cmd("ip route add 203.0.113.0/24 via 10.99.0.1").ok()?;
-        // As a chained plugin does: another address, and says so.
-        pod.cmd("ip link set eth0 address 02:00:00:00:00:99").ok()?;
-        result["interfaces"][2]["mac"] = json!("02:00:00:00:00:99");
-        call("CHECK", &who, &with(&config, &json!({"prevResult": result}))).silent();
-    }
-    let pod = Netns::new()?;
-    let who = Who::new("f1", &pod);
-    let config = bed.flannel()?;
-    let result = call("ADD", &who, &config).result();
-    call("CHECK", &who, &with(&config, &json!({"prevResult": result}))).silent();
-    assert_eq!(call("CHECK", &who, &config).error().1, "Required prevResult missing");
-    Ok(())
-}
-
-#[test]
 fn rule_51_52_each_loss_is_noticed_and_nothing_made() -> Result<()> {
     let Some(bed) = Bed::new("loss")? else { return Ok(()) };
     type Break = fn(&Bed, &Netns) -> Result<()>;

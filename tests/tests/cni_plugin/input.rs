@@ -93,3 +93,33 @@ fn the_plugins_own_namespace_is_used_where_the_runtime_insists() -> Result<()> {
     assert_eq!(device(&bed.host, "eth0")?["mtu"], 1500);
     Ok(())
 }
+
+#[test]
+fn what_it_cannot_do_is_named_by_key_and_value() {
+    let answer = |text: &str| feed(command(&bin("flannel"), "ADD", &nobody()), text.as_bytes()).error();
+    for (text, code, message) in [
+        (
+            r#"{"cniVersion":"1.0.0","name":"n","type":"macvlan"}"#,
+            2,
+            "unsupported value for key \"type\": \"macvlan\"",
+        ),
+        (
+            r#"{"cniVersion":"1.0.0","name":"n","type":"bridge","ipam":{"type":"../dhcp"}}"#,
+            7,
+            "invalid ipam.type \"../dhcp\": it must be the name of a plugin",
+        ),
+        (
+            r#"{"cniVersion":"1.0.0","name":"n","type":"bridge","vlan":100}"#,
+            2,
+            "unsupported value for key \"vlan\": 100",
+        ),
+        (
+            r#"{"cniVersion":"1.0.0","name":"n","type":"bridge","hairpinMode":true,"promiscMode":true}"#,
+            7,
+            "cannot set hairpin mode and promiscuous mode at the same time",
+        ),
+    ] {
+        let found = answer(text);
+        assert!(found.0 == code && found.1.starts_with(message), "{text}: {found:?}");
+    }
+}

@@ -6,15 +6,11 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use testkit::Netns;
 
-use crate::bed::{Bed, Who, addresses, call, call_of, device, reference, with};
+use crate::bed::{Bed, Who, address, addresses, call, call_of, device, reference, with};
 
 /// The network in a version that the packaged plugins speak.
 fn network(bed: &Bed) -> Value {
     with(&bed.bridge(), &json!({"cniVersion": "1.0.0"}))
-}
-
-fn address(result: &Value) -> String {
-    result["ips"][0]["address"].as_str().unwrap_or_default().to_owned()
 }
 
 #[test]

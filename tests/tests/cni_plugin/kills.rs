@@ -1,35 +1,12 @@
 //! `kill -9` at random moments, then DEL, GC or a sweep: nothing is left.
 
-use std::{
-    fs,
-    io::Write,
-    path::Path,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use testkit::{Cmd, Netns, Random, bin};
+use testkit::{Cmd, Netns, Random};
 
-use crate::bed::{Bed, Who, call, command, with};
-
-/// Starts a call and kills it after `delay`.
-fn kill_after(delay: Duration, verb: &str, who: &Who, config: &Value) {
-    let mut child = command(&bin("flannel"), verb, who).spawn().expect("the plugin starts");
-    let _ = child.stdin.take().expect("a pipe").write_all(config.to_string().as_bytes());
-    thread::sleep(delay);
-    let _ = child.kill();
-    child.wait().expect("its end");
-}
-
-/// How long an undisturbed call takes.
-fn usual(verb: &str, who: &Who, config: &Value) -> Duration {
-    let start = Instant::now();
-    let answer = call(verb, who, config);
-    assert_eq!(answer.code, Some(0), "{answer:?}");
-    start.elapsed()
-}
+use crate::bed::{Bed, Who, call, kill_after, usual, with};
 
 /// What an attachment of container `c1` may leave, by foreign tools.
 fn traces_of_the_dead(bed: &Bed) -> Result<String> {
@@ -83,7 +60,7 @@ fn hammer_everything(kills: u32) -> Result<()> {
         if verb == "DEL" {
             usual("ADD", &who, &config);
         }
-        kill_after(random.below(limit), verb, &who, &config);
+        kill_after(random.below(limit), verb, &who, config.to_string().as_bytes());
         let end = random.number() % 3;
         match end {
             0 => call("DEL", &who, &config).silent(),

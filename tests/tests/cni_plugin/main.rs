@@ -21,7 +21,6 @@ mod kills;
 mod lease;
 mod loopback;
 mod masquerade;
-mod protocol;
 mod reference;
 mod roles;
 mod routes;

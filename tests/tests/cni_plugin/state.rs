@@ -4,14 +4,10 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Context, Result};
-use serde_json::{Value, json};
+use serde_json::json;
 use testkit::{Cmd, Netns, Process};
 
-use crate::bed::{Bed, Who, call, with};
-
-fn address(result: &Value) -> String {
-    result["ips"][0]["address"].as_str().unwrap_or_default().to_owned()
-}
+use crate::bed::{Bed, Who, address, call, with};
 
 #[test]
 fn an_attachment_has_one_record_until_it_goes() -> Result<()> {

@@ -14,8 +14,8 @@ use testkit::{
 };
 
 use crate::{
-    bed::{Bed, Who, addresses, call_of, device, with},
-    network::{NONE, Network, address, changes, links, on, traces, used},
+    bed::{Bed, Who, address, addresses, call_of, device, with},
+    network::{NONE, Network, changes, links, on, traces, used},
 };
 
 fn dual(bed: &Bed) -> Value {
@@ -91,8 +91,9 @@ fn rule_26_a_name_that_is_taken_is_an_error_and_nothing_changes() -> Result<()> 
         pod.cmd("ip address add 203.0.113.1/24 dev eth0").ok()?;
         let before = used(&mut network)?;
         let inside = pod.cmd("ip -j address").json()?;
-        let (_, text) = network.try_add(&Who::new("c1", &pod)).expect_err("the name is taken").error();
-        assert!(text.contains("eth0") && text.contains("already exists"), "{text}");
+        let (code, text) = network.try_add(&Who::new("c1", &pod)).expect_err("the name is taken").error();
+        let named = text.starts_with("container veth name (\"eth0\") peer provided (\"veth");
+        assert!(code == 999 && named && text.ends_with("already exists"), "{code} {text}");
         assert_eq!((changes(&bed, &before)?, pod.cmd("ip -j address").json()?), (vec![], inside));
     }
     Ok(())
@@ -108,7 +109,11 @@ fn rule_27_a_namespace_that_is_none_is_an_error_and_nothing_is_left() -> Result<
         for netns in ["/run/netns/does-not-exist", "/dev/null", &file, "/proc/self/ns/mnt", "relative", "/"] {
             let who = Who { id: "c1".into(), ifname: "eth0".into(), netns: netns.to_owned() };
             let (code, text) = network.try_add(&who).expect_err("no namespace").error();
-            assert!(text.contains(netns), "{netns}: {code} {text}");
+            let wanted = match netns {
+                "/proc/self/ns/mnt" => format!("failed to enter network namespace {netns}"),
+                _ => format!("failed to open netns {netns:?}"),
+            };
+            assert!(code == 999 && text.starts_with(&wanted), "{netns}: {code} {text}");
             assert_eq!(changes(&bed, &before)?, NONE, "{netns}");
         }
     }
@@ -144,7 +149,8 @@ fn rule_30_a_second_add_is_an_error_and_the_first_stays() -> Result<()> {
         network.add(&who);
         let before = traces(&bed)?;
         for netns in [&pod, &other] {
-            network.try_add(&Who::new("c1", netns)).expect_err("the second").error();
+            let (_, text) = network.try_add(&Who::new("c1", netns)).expect_err("the second").error();
+            assert!(text.ends_with("already exists"), "{text}");
             assert_eq!((changes(&bed, &before)?, links(&other)?), (vec![], vec!["lo".to_owned()]));
             assert_eq!(network.check(&who), Ok(()));
         }

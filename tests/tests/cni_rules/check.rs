@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use testkit::{Cmd, Netns};
 
 use crate::{
-    bed::{Bed, Who, call_of, with},
-    network::{NAMES, NONE, Network, VERSIONS, address, changes, links, nft_objects, traces},
+    bed::{Bed, Who, address, call_of, with},
+    network::{NAMES, NONE, Network, VERSIONS, changes, links, nft_objects, traces},
 };
 
 #[test]
@@ -54,6 +54,7 @@ fn rule_50_without_a_previous_result_it_is_an_error() -> Result<()> {
         for index in 0..network.plugins.len() {
             let (_, text) = network.call("CHECK", index, &who, None).error();
             assert!(text.to_lowercase().contains("prevresult"), "{text}");
+            assert!(index > 0 || text == "Required prevResult missing", "{text}");
         }
         network.del(&who);
     }

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use testkit::{Cmd, Netns};
 
 use crate::{
-    bed::{Answer, Bed, Who, addresses, call_of, command, device, feed, with},
-    network::{NAMES, Network, VERSIONS, nobody, on},
+    bed::{Answer, Bed, Who, addresses, call_of, command, device, feed, nobody, with},
+    network::{NAMES, Network, VERSIONS, on},
 };
 
 const VERBS: [&str; 5] = ["ADD", "DEL", "CHECK", "GC", "STATUS"];
@@ -49,7 +49,10 @@ fn rule_09_input_that_is_no_configuration_is_code_6() -> Result<()> {
         deep.as_bytes(),
     ];
     for input in garbage {
-        answers(&bed, input, |what, answer| assert_eq!(answer.error().0, 6, "{what}"))?;
+        answers(&bed, input, |what, answer| {
+            let (code, text) = answer.error();
+            assert!(code == 6 && text.starts_with("error unmarshall network config: "), "{what}: {text}");
+        })?;
     }
     Ok(())
 }

@@ -13,8 +13,8 @@ use testkit::{
 };
 
 use crate::{
-    bed::{Bed, Who, call_of, device, with},
-    network::{NAMES, NONE, Network, VERSIONS, address, changes, frozen, links, on, traces, used, wrapped},
+    bed::{Bed, Who, address, call_of, device, with},
+    network::{NAMES, NONE, Network, VERSIONS, changes, frozen, links, on, traces, used, wrapped},
 };
 
 #[test]
@@ -150,6 +150,8 @@ fn rule_48_input_and_rights_that_are_wrong_are_not_swallowed() -> Result<()> {
         assert_ne!(answer.code, Some(0), "{config}");
         assert_eq!(answer.error().0, wanted, "{config}");
     }
+    let garbled = with(&bed.bridge(), &json!({"ipam": 7}));
+    assert_eq!(call_of(&bed.program("bridge")?, "DEL", &who, &garbled).error().0, 6);
     let powerless = wrapped(&bed, "powerless", "exec setpriv --bounding-set=-all --inh-caps=-all")?;
     call_of(&powerless, "DEL", &who, &good).error();
     call_of(&frozen(&bed)?, "DEL", &who, &good).error();

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use testkit::Netns;
 
 use crate::{
-    bed::{Bed, Who, call_of, with},
-    network::{NONE, Network, changes, frozen, left, nobody, on, traces, used},
+    bed::{Bed, Who, call_of, nobody, with},
+    network::{NONE, Network, changes, frozen, left, on, traces, used},
 };
 
 /// Pods of one network, of which some have two interfaces, each with a host port of its own.

@@ -1,18 +1,13 @@
 //! Rule 36: `kill -9` at random moments, then DEL and GC: nothing is left, and no neighbour is harmed.
 
-use std::{
-    env, fs,
-    io::Write,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{env, fs, time::Duration};
 
 use anyhow::{Context, Result};
-use serde_json::{Value, json};
-use testkit::{Netns, Random, bin};
+use serde_json::json;
+use testkit::{Netns, Random};
 
 use crate::{
-    bed::{Bed, Who, call, command},
+    bed::{Bed, Who, call, kill_after, usual},
     network::{NONE, Network, changes, used},
 };
 
@@ -24,25 +19,6 @@ fn kills() -> u32 {
 
 /// Kills between two looks at everything; every kill is followed by a look at the links.
 const PART: u32 = 50;
-
-/// Starts a call and kills it after `delay`. True if it had ended by itself.
-fn kill_after(delay: Duration, verb: &str, who: &Who, input: &[u8]) -> bool {
-    let mut child = command(&bin("flannel"), verb, who).spawn().expect("the plugin starts");
-    let _ = child.stdin.take().expect("a pipe").write_all(input);
-    thread::sleep(delay);
-    let ended = child.try_wait().expect("its state").is_some();
-    let _ = child.kill();
-    child.wait().expect("its end");
-    ended
-}
-
-/// How long an undisturbed call takes.
-fn usual(verb: &str, who: &Who, config: &Value) -> Duration {
-    let start = Instant::now();
-    let answer = call(verb, who, config);
-    assert_eq!(answer.code, Some(0), "{answer:?}");
-    start.elapsed()
-}
 
 /// The number of links in the namespace of this thread, without asking another program.
 fn links() -> Result<usize> {

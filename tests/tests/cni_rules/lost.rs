@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use testkit::{Cmd, Netns};
 
 use crate::{
-    bed::{Bed, Who, with},
-    network::{NONE, Network, VERSIONS, address, changes, left, links, traces, used},
+    bed::{Bed, Who, address, with},
+    network::{NONE, Network, VERSIONS, changes, left, links, traces, used},
 };
 
 /// Adds `c1`, lets `lose` happen, calls what it gives back, and looks that nothing is left.
@@ -50,7 +50,8 @@ fn rule_40_the_namespace_is_missing() -> Result<()> {
             Ok(())
         })?;
     }
-    for (at, path) in ["/run/netns/is-gone", "/dev/null", "/proc/self/ns/mnt", "/"].into_iter().enumerate() {
+    let paths = ["/run/netns/is-gone", "/dev/null", "/proc/self/ns/mnt", "/", "/proc/self/ns/net"];
+    for (at, path) in paths.into_iter().enumerate() {
         each(path, |network, who, _pod, result| {
             let who = Who { netns: path.to_owned(), ..who };
             network.del_with(&who, (at % 2 == 0).then_some(result));
@@ -117,6 +118,7 @@ fn rule_44_the_configuration_has_changed() -> Result<()> {
         json!({"bridge": "br9", "mtu": 9000, "ipMasq": false, "delegate": {"bridge": "br9", "ipMasq": false}}),
         json!({"ipam": {"type": "host-local", "dataDir": "/does-not-exist", "ranges": ranges}}),
         json!({"ipam": {"type": "host-local", "subnet": "10.77.0.0/24"}, "subnetFile": "/does-not-exist"}),
+        json!({"ipam": {"type": "host-local", "ranges": [["garbage"]], "routes": 7}}),
         json!({"ipam": {}, "capabilities": null, "delegate": null}),
         json!({"sysctl": {}, "runtimeConfig": null, "capabilities": {}, "snat": false}),
     ];

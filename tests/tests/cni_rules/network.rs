@@ -11,7 +11,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use testkit::{Cmd, Netns};
 
-use crate::bed::{Answer, Bed, Who, call_of, with};
+use crate::bed::{Answer, Bed, Who, call_of, nobody, with};
 
 /// The names under which the one program is found.
 pub(crate) const NAMES: [&str; 7] =
@@ -218,19 +218,9 @@ impl<'a> Network<'a> {
     }
 }
 
-/// No container: what GC and STATUS hear.
-pub(crate) fn nobody() -> Who {
-    Who { id: String::new(), ifname: String::new(), netns: String::new() }
-}
-
 /// `who` with another interface.
 pub(crate) fn on(who: &Who, ifname: &str) -> Who {
     Who { ifname: ifname.to_owned(), ..who.clone() }
-}
-
-/// The first address of a result.
-pub(crate) fn address(result: &Value) -> String {
-    result["ips"][0]["address"].as_str().unwrap_or_default().to_owned()
 }
 
 /// Everything on the host that an attachment could leave: links, addresses, queues, rules, elements, files.

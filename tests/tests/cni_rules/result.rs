@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use testkit::{Cmd, Netns, workspace};
 
 use crate::{
-    bed::{Bed, Who, call_of, command, device, feed, reference, with},
-    network::{NAMES, NONE, Network, VERSIONS, address, changes, left, links, used},
+    bed::{Bed, Who, address, call_of, command, device, feed, reference, with},
+    network::{NAMES, NONE, Network, VERSIONS, changes, left, links, used},
 };
 
 fn dual(bed: &Bed, version: &str) -> Value {

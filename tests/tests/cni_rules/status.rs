@@ -42,6 +42,8 @@ fn rule_62_without_a_subnet_it_is_50() -> Result<()> {
         }
         let (code, text) = network.status().expect_err("no subnet");
         assert!(code == 50 && text.contains("subnet.env"), "{code} {text}");
+        let missing = text.starts_with("failed to load flannel 'subnet.env' file: open");
+        assert_eq!(missing, !bed.path("subnet.env").exists(), "{text}");
     }
     Ok(())
 }
