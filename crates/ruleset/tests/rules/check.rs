@@ -1,13 +1,13 @@
 //! What is wrong with a table is named. That `nft` or the kernel refuses it too is shown beside the kernel.
 
-mod c6;
-mod faults;
+use crate::{c6, faults};
 
 #[test]
 fn every_mistake_is_named() {
     for case in faults::cases() {
         let found = case.table.check().err().unwrap_or_default();
-        assert_eq!(found.iter().map(ToString::to_string).collect::<Vec<_>>(), case.faults, "{}", case.table);
+        let found: Vec<_> = found.iter().map(ToString::to_string).collect();
+        assert_eq!(found, case.faults, "tolerated: {:?}\n{}", case.tolerated, case.table);
     }
 }
 

@@ -1,14 +1,13 @@
 //! Traffic control, judged with `tc -j`.
 
-mod world;
-
 use linux::{
     link::Ifb,
     netlink::RouteSocket,
     traffic::{self, Qdisc, TokenBucket},
 };
 use netmodel::IfName;
-use world::{in_namespace, json, run};
+
+use crate::world::{in_namespace, json, run};
 
 fn name(text: &str) -> IfName {
     text.parse().unwrap()

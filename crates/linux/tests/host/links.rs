@@ -1,7 +1,5 @@
 //! Interfaces, judged with `ip -j`.
 
-mod world;
-
 use std::time::Duration;
 
 use linux::{
@@ -12,7 +10,8 @@ use linux::{
 };
 use netlink_packet_core::NLM_F_DUMP_INTR;
 use netmodel::{IfName, Mac, Mtu, Port, Vni};
-use world::{in_namespace, json, namespace, run};
+
+use crate::world::{in_namespace, json, namespace, run};
 
 fn name(text: &str) -> IfName {
     text.parse().unwrap()

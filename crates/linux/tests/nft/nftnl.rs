@@ -1,14 +1,13 @@
 //! Our messages against those that the `nftnl` crate builds with libnftnl, for what it can express: tables,
 //! chains, rules, and elements of plain sets.
 
-mod nft_tools;
-
 use std::net::Ipv4Addr;
 
 use linux::nft::pack;
-use nft_tools::{Sent, batch_of};
 use nftnl::{Batch, Chain, MsgType, ProtoFamily, Rule, Table, nft_expr};
 use ruleset::{ChainType, Element, Family, Field, Hook, Name, Policy, SetSpec, Statement, Transaction};
+
+use crate::tools::{Sent, batch_of};
 
 /// Attributes of a set: its flags, which nftnl leaves out where there are none, and notes for `nft`, which
 /// it doesn't write.

@@ -2,9 +2,6 @@
 //! by both and end in the same state; random tables are read back as they were committed, and do to packets
 //! what the trace says.
 
-#[path = "../../ruleset/tests/random/mod.rs"]
-mod random;
-
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
@@ -21,6 +18,8 @@ use ruleset::{
     trace::{Masqueraded, Outcome, Packet, Tracer},
 };
 use testkit::{Netns, netns_or_skip};
+
+use crate::random;
 
 fn runner() -> TestRunner {
     TestRunner::new(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })

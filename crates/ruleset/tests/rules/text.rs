@@ -1,8 +1,8 @@
 //! The text form. That `nft` reads it is shown beside the kernel; here is how it looks.
 
-mod c6;
-
 use ruleset::*;
+
+use crate::c6;
 
 fn lines_of(table: &Table, chain: &str) -> Vec<String> {
     table.chains[&Name::from(chain)].rules.iter().map(|rule| rule.display(table).to_string()).collect()

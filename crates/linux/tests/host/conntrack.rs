@@ -1,12 +1,11 @@
 //! Flows made and judged with the `conntrack` tool.
 
-mod world;
-
 use std::net::SocketAddr;
 
 use linux::conntrack::{Filter, Socket};
 use netmodel::Protocol;
-use world::{in_namespace, run};
+
+use crate::world::{in_namespace, run};
 
 /// Makes the kernel remember a flow.
 fn insert(protocol: &str, client: &str, service: &str, endpoint: &str) {

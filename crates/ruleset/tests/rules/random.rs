@@ -1,6 +1,5 @@
 //! Random tables and changes over a few names, such as the kernel accepts or refuses for reasons that
 //! [`ruleset::apply`] knows.
-#![allow(dead_code, reason = "not every test uses all of it")]
 
 use std::{collections::BTreeMap, ops::Range};
 

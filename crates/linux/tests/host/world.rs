@@ -1,5 +1,4 @@
 //! A network namespace per test, and the foreign tools that judge what is in it.
-#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::process::Command;
 

@@ -1,5 +1,4 @@
 //! What the `nft` tool sends and lists, in a form that can be compared.
-#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::fmt;
 
@@ -89,11 +88,6 @@ impl Sent {
         sorted.retain(|(kind, _)| !without.contains(kind));
         let body = joined(sorted);
         Self { flags: self.flags & !(APPEND | EXCL), family: self.family.clone(), body, ..*self }
-    }
-
-    /// The text is somewhere in the message.
-    pub(crate) fn mentions(&self, text: &str) -> bool {
-        self.body.windows(text.len()).any(|window| window == text.as_bytes())
     }
 }
 

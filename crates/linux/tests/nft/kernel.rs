@@ -1,21 +1,19 @@
 //! What happens to tables in the kernel: ours, and those of others that we read or put rules into.
 
-#[path = "../../ruleset/tests/c6/mod.rs"]
-mod c6;
-#[path = "../../ruleset/tests/faults/mod.rs"]
-mod faults;
-mod nft_tools;
-
 use std::{
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
 use linux::nft::{Events, Socket};
-use nft_tools::{Result, namespace};
 use ruleset::{
     Change, Element, Family, Field, Hook, Name, Observed, Place, Rule, Selector, Statement, Table,
     Transaction, Value, Verdict, apply, diff,
+};
+
+use crate::{
+    c6, faults,
+    tools::{Result, namespace},
 };
 
 const QUICK: Option<Duration> = Some(Duration::from_secs(2));

@@ -1,6 +1,5 @@
 //! Tables that several tests use: the shape in which Services are looked up, with two Services, and
 //! masquerade and forward rules of an overlay.
-#![allow(dead_code, reason = "not every test uses all of it")]
 
 use std::time::Duration;
 

@@ -1,9 +1,9 @@
 //! The laws of differences, over a kernel that is a value and one that often refuses.
 
-mod random;
-
 use proptest::prelude::*;
 use ruleset::{Observed, Table, Transaction, apply, diff};
+
+use crate::random;
 
 fn loaded(table: &Table) -> Option<Observed> {
     let mut have = None;

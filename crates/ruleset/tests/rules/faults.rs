@@ -1,5 +1,4 @@
 //! Tables with something wrong, and what [`Table::check`] calls it.
-#![allow(dead_code, reason = "not every test uses all of it")]
 
 use std::time::Duration;
 

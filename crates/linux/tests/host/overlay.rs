@@ -1,7 +1,5 @@
 //! Addresses, routes, neighbours and forwarding entries, judged with `ip -j` and `bridge -j`.
 
-mod world;
-
 use std::{
     net::{IpAddr, Ipv4Addr},
     time::{Duration, Instant},
@@ -19,7 +17,8 @@ use linux::{
 };
 use netmodel::{IfName, Mac, Mtu, Port, Subnet, Vni};
 use serde_json::Value;
-use world::{in_namespace, json, run};
+
+use crate::world::{in_namespace, json, run};
 
 /// Multicast group of route events (`RTNLGRP_IPV4_ROUTE`).
 const GROUP_IPV4_ROUTE: u32 = 7;
@@ -354,7 +353,7 @@ fn a_list_read_while_it_changes_holds_every_route_that_stays() {
 
 #[test]
 fn neighbours_are_all_listed_while_the_table_of_all_namespaces_grows() {
-    let Some(other) = world::namespace() else { return };
+    let Some(other) = crate::world::namespace() else { return };
     in_namespace(|| {
         let mut device = Device::new();
         let neighbours = |device: &Device, count: u32| -> Vec<Request> {

@@ -1,13 +1,13 @@
 //! Our nftables messages against those of the `nft` tool, byte for byte, and our tables against what `nft`
 //! lists of them.
 
-#[path = "../../ruleset/tests/c6/mod.rs"]
-mod c6;
-mod nft_tools;
-
 use linux::nft::{Socket, pack};
-use nft_tools::{Result, batch_of, namespace, theirs};
 use ruleset::{Family, Table, Transaction};
+
+use crate::{
+    c6,
+    tools::{Result, batch_of, namespace, theirs},
+};
 
 fn tables() -> Vec<Table> {
     vec![c6::overlay(), c6::services(), c6::shape(Family::Ip6), c6::oddments(), c6::both(), c6::fields()]
@@ -74,10 +74,10 @@ fn nft_lists_our_table_as_it_lists_its_text_and_reads_it_again() -> Result {
         let Some(ns) = namespace() else { return Ok(()) };
         let list = format!("nft -j list table {} {}", table.family, table.name);
         ns.cmd("nft -f -").stdin(table.to_string()).ok()?;
-        let from_text = nft_tools::without_handles(&ns.cmd(&list).json()?);
+        let from_text = crate::tools::without_handles(&ns.cmd(&list).json()?);
         ns.cmd("nft flush ruleset").ok()?;
         ns.inside(|| Socket::open()?.commit(&Transaction::create(&table)))??;
-        let from_us = nft_tools::without_handles(&ns.cmd(&list).json()?);
+        let from_us = crate::tools::without_handles(&ns.cmd(&list).json()?);
         assert_eq!(from_us, from_text, "{}", table.name);
         let listed = ns.cmd("nft list ruleset").ok()?.stdout;
         ns.cmd("nft flush ruleset").ok()?;

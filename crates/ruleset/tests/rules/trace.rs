@@ -1,7 +1,5 @@
 //! Virtual packets walk the tables that the other tests load into a kernel.
 
-mod c6;
-
 use std::net::SocketAddr;
 
 use netmodel::Protocol;
@@ -10,6 +8,8 @@ use ruleset::{
     Value,
     trace::{Masqueraded, Outcome, Packet, Tracer},
 };
+
+use crate::c6;
 
 const NODE: &str = "192.0.2.1";
 
