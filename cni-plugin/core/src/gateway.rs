@@ -48,13 +48,14 @@ pub fn gateway_changes(
 const NAMED: usize = 20;
 
 fn different(bridge: &Bridge, gateway: &HostAddress, other: &HostAddress, holders: &[String]) -> Error {
-    let mut text = format!("{:?} already has an IP address different from {gateway}", bridge.bridge.as_str());
+    let mut text =
+        format!("{:?} already has an IP address different from {gateway}", bridge.gateway_link.as_str());
     if !holders.is_empty() {
         let more = if holders.len() > NAMED { ", ..." } else { "" };
         let named = holders.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
         text.push_str(&format!(": {other} is held by {named}{more}"));
     }
-    Error::new(Code::Internal, text).with_details(format!("{} has {other}", bridge.bridge))
+    Error::new(Code::Internal, text).with_details(format!("{} has {other}", bridge.gateway_link))
 }
 
 /// An IPv4 address of the bridge is in the way of any other; an IPv6 one of those that overlap it.

@@ -1,7 +1,5 @@
 //! VLANs of the container's port: `vlan`, `vlanTrunk` and `preserveDefaultVlan`.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use netmodel::{IfName, PortVlans};
 use serde_json::Value;
 
@@ -35,17 +33,18 @@ impl Vlans {
             })?),
         };
         let list = keys.list("vlanTrunk")?;
-        let mut trunk = BTreeSet::new();
-        list.iter().try_for_each(|entry| extend(&mut trunk, entry))?;
+        let mut trunk = Vec::new();
+        for entry in list {
+            trunk.extend(trunk_entry(entry)?);
+        }
         let asked = match vlan {
             Some(vlan) => ("vlan", vlan.to_string()),
             None if trunk.is_empty() => return Ok(None),
             None => ("vlanTrunk", Value::from(list).to_string()),
         };
         let native = vlan.unwrap_or(DEFAULT);
-        trunk.remove(&native);
-        let mut ports = vec![PortVlans::native(native)];
-        ports.extend(ranges(trunk));
+        let (trunk, mut ports) = (one_by_one(&trunk), vec![PortVlans::native(native)]);
+        ports.extend(ranges(|vlan| vlan != native && trunk[usize::from(vlan)].is_some()));
         let gateway = vlan.filter(|_| is_gateway).map(|vlan| gateway_link(bridge, vlan));
         Ok(Some(Self { ports, preserves_default, asked, gateway }))
     }
@@ -74,15 +73,17 @@ impl Vlans {
             return Vec::new();
         }
         let wanted = one_by_one(&self.ports);
-        ranges((PortVlans::LOWEST..=PortVlans::HIGHEST).filter(|vlan| !wanted.contains_key(vlan)))
+        ranges(|vlan| wanted[usize::from(vlan)].is_none())
     }
 
     /// A port that is in `seen` is as it is to be.
     #[must_use]
     pub fn are_met_by(&self, seen: &[PortVlans]) -> bool {
         let (wanted, seen) = (one_by_one(&self.ports), one_by_one(seen));
-        let is_there = |(vlan, how)| seen.get(vlan) == Some(how);
-        wanted.iter().all(is_there) && (self.preserves_default || seen.len() == wanted.len())
+        let is_well = |(wanted, seen): (&Treatment, &Treatment)| {
+            wanted == seen || (wanted.is_none() && self.preserves_default)
+        };
+        wanted.iter().zip(&seen).all(is_well)
     }
 
     /// Whether they can be had on a kernel that `is_capable` of keeping VLANs apart, or is not.
@@ -109,10 +110,10 @@ pub fn gateway_port(gateway: &IfName) -> String {
     format!("vlan{:011x}", mix(gateway.as_str().bytes()) & ((1 << 44) - 1))
 }
 
-/// Rising VLANs as ranges.
-fn ranges(vlans: impl IntoIterator<Item = u16>) -> Vec<PortVlans> {
+/// The VLANs that `are_in`, with their tags, as ranges.
+fn ranges(are_in: impl Fn(u16) -> bool) -> Vec<PortVlans> {
     let mut ranges: Vec<PortVlans> = Vec::new();
-    for vlan in vlans {
+    for vlan in (PortVlans::LOWEST..=PortVlans::HIGHEST).filter(|vlan| are_in(*vlan)) {
         match ranges.last_mut() {
             Some(range) if range.last + 1 == vlan => range.last = vlan,
             _ => ranges.push(PortVlans::tagged(vlan, vlan)),
@@ -121,13 +122,17 @@ fn ranges(vlans: impl IntoIterator<Item = u16>) -> Vec<PortVlans> {
     ranges
 }
 
-/// The treatment of each VLAN.
-fn one_by_one(ranges: &[PortVlans]) -> BTreeMap<u16, (bool, bool)> {
-    let each = |range: &PortVlans| {
-        let how = (range.pvid, range.untagged);
-        (range.first..=range.last).map(move |vlan| (vlan, how))
-    };
-    ranges.iter().flat_map(each).collect()
+/// How a port treats a VLAN that it is in: `pvid` and `untagged` of [`PortVlans`].
+type Treatment = Option<(bool, bool)>;
+
+/// The treatment of each VLAN, by its number.
+fn one_by_one(ranges: &[PortVlans]) -> Vec<Treatment> {
+    let mut each = vec![None; usize::from(PortVlans::HIGHEST) + 1];
+    for range in ranges {
+        let part = each.get_mut(usize::from(range.first)..=usize::from(range.last));
+        part.into_iter().flatten().for_each(|vlan| *vlan = Some((range.pvid, range.untagged)));
+    }
+    each
 }
 
 fn invalid(text: String) -> Error {
@@ -138,8 +143,8 @@ fn checked(vlan: u64) -> Option<u16> {
     u16::try_from(vlan).ok().filter(|vlan| (PortVlans::LOWEST..=PortVlans::HIGHEST).contains(vlan))
 }
 
-/// Adds one entry of `vlanTrunk`: an id, both ends of a range, or all three.
-fn extend(trunk: &mut BTreeSet<u16>, entry: &Value) -> Result<(), Error> {
+/// One entry of `vlanTrunk`: an id, both ends of a range, or all three.
+fn trunk_entry(entry: &Value) -> Result<impl Iterator<Item = PortVlans>, Error> {
     let keys = Keys::element("vlanTrunk", entry)?;
     let read = |name: &str| {
         let Some(vlan) = keys.number(name)? else { return Ok(None) };
@@ -148,17 +153,16 @@ fn extend(trunk: &mut BTreeSet<u16>, entry: &Value) -> Result<(), Error> {
             invalid(format!("incorrect trunk {name} parameter {vlan}: it must be 1 to {highest}"))
         })
     };
-    trunk.extend(read("id")?);
-    match (read("minID")?, read("maxID")?) {
+    let id = read("id")?;
+    let range = match (read("minID")?, read("maxID")?) {
         (Some(min), Some(max)) if min > max => {
             return Err(invalid(format!("minID {min} is greater than maxID {max}")));
         }
-        (Some(min), Some(max)) => trunk.extend(min..=max),
         (Some(_), None) => return Err(invalid("missing trunk parameter maxID".to_owned())),
         (None, Some(_)) => return Err(invalid("missing trunk parameter minID".to_owned())),
-        (None, None) => {}
-    }
-    Ok(())
+        (min, max) => min.zip(max),
+    };
+    Ok(id.map(|id| (id, id)).into_iter().chain(range).map(|(first, last)| PortVlans::tagged(first, last)))
 }
 
 #[cfg(test)]

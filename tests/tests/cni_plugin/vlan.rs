@@ -304,7 +304,8 @@ fn the_gateway_of_a_vlan_is_no_pod() -> Result<()> {
         "FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.7.1/24\nFLANNEL_MTU=1400\nFLANNEL_IPMASQ=true\n";
     bed.dir.write("subnet.env", moved)?;
     let text = call("ADD", &Who::new("c2", &second), &config).error().1;
-    assert!(text.contains("10.42.3.1/24 is held by c1/eth0 of cbr0"), "{text}");
+    let wanted = "\"br0.100\" already has an IP address different from 10.42.7.1/24: 10.42.3.1/24 is held by c1/eth0 of cbr0";
+    assert_eq!(text, wanted);
     assert_eq!(call("STATUS", &Who::new("c1", &first), &config).error().0, 51);
     call("DEL", &Who::new("c1", &first), &config).silent();
     call("ADD", &Who::new("c2", &second), &config).result();
