@@ -286,7 +286,10 @@ fn no_program_runs_another_one() {
     let product: Vec<_> = ours(&all).filter(|(name, _)| !NOT_PRODUCT.contains(name)).collect();
     let words = ["process::Command", "execve(", "execvp(", "posix_spawn"];
     let lines = product.iter().flat_map(|(_, package)| lines_with(package, &words));
-    let faults: Vec<_> = lines.filter(|line| !line.contains(EXECUTES)).collect();
+    // What binds a plugin to who started it needs `unsafe`, and starts nothing.
+    let binds =
+        |line: &str| line.contains("/crates/linux/src/sys.rs:") && line.contains("process::CommandExt");
+    let faults: Vec<_> = lines.filter(|line| !line.contains(EXECUTES) && !binds(line)).collect();
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 

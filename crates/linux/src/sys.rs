@@ -1,12 +1,9 @@
 //! The system calls that neither `std` nor `rustix` offers. All `unsafe` of the project is here.
 #![allow(unsafe_code)]
 
-use std::{
-    os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
-        unix::process::CommandExt,
-    },
-    process::Command,
+use std::os::{
+    fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    unix::process::CommandExt,
 };
 
 use rustix::{
@@ -104,7 +101,7 @@ fn fork_detached(kept: [BorrowedFd<'_>; 3], work: impl FnOnce()) -> Result<(), E
 }
 
 /// Makes the kernel kill what `command` starts when the thread that starts it ends, however that ends.
-pub fn end_with_starter(command: &mut Command) {
+pub fn end_with_starter(command: &mut impl CommandExt) {
     let starter = getpid();
     let bind = move || {
         set_parent_process_death_signal(Some(Signal::KILL))?;
