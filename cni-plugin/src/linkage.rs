@@ -63,19 +63,25 @@ impl Host<'_> {
         let name = &self.bridge.bridge;
         let wanted =
             link::Bridge { name: name.clone(), mac: Some(self.plan.bridge_mac), mtu: self.bridge.mtu };
-        match self.socket.request(&wanted.add()) {
+        let made = self.socket.request(&wanted.add());
+        self.as_made(made, name)
+    }
+
+    /// The interface `name` that is to bear gateways' addresses, once it was `made`, by whomever.
+    pub(crate) fn as_made<T>(&mut self, made: Result<T, linux::Error>, name: &IfName) -> Result<Link, Error> {
+        match made {
             Err(e) if !e.is_exists() => return Err(kernel(&e)),
             // Of several first calls one makes it.
             _ => {}
         }
-        // No routers are to be heard here, and an address made of the bridge's own MAC needs no second's doubt, in
+        // No routers are to be heard here, and an address made of the interface's own MAC needs no second's doubt, in
         // which no pod could be asked for over IPv6. A kernel without IPv6 has no such settings.
         for setting in ["accept_ra", "accept_dad"] {
             let _ = sysctl::write(&["net", "ipv6", "conf", name.as_str(), setting], "0");
         }
-        let made = self.socket.link(name).map_err(|e| kernel(&e))?;
-        made.ok_or_else(|| {
-            Error::new(Code::Internal, format!("bridge {name} vanished while it was being set up"))
+        let found = self.socket.link(name).map_err(|e| kernel(&e))?;
+        found.ok_or_else(|| {
+            Error::new(Code::Internal, format!("interface {name} vanished while it was being set up"))
         })
     }
 

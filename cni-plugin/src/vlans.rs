@@ -5,7 +5,6 @@ use linux::{
     link::{self, Change, Link, Veth},
     netlink::{Request, RouteSocket},
     netns::Netns,
-    sysctl,
 };
 use netmodel::{IfName, MARK, Mtu};
 
@@ -94,19 +93,8 @@ impl Host<'_> {
             peer_mac: Some(self.plan.gateway_mac),
             peer_namespace: &here,
         };
-        match self.socket.add_veth(&veth) {
-            Err(e) if !e.is_exists() => return Err(kernel(&e)),
-            // Of several first calls one makes it.
-            _ => {}
-        }
-        // As for the bridge.
-        for setting in ["accept_ra", "accept_dad"] {
-            let _ = sysctl::write(&["net", "ipv6", "conf", name.as_str(), setting], "0");
-        }
-        let made = self.socket.link(name).map_err(|e| kernel(&e))?;
-        made.ok_or_else(|| {
-            Error::new(Code::Internal, format!("interface {name} vanished while it was being set up"))
-        })
+        let made = self.socket.add_veth(&veth);
+        self.as_made(made, name)
     }
 }
 
