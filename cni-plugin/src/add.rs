@@ -1,6 +1,11 @@
 //! ADD: everything is checked, then the record is begun, then addresses are reserved, then links are made; what
 //! was done is taken back if a later step fails.
 
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
 use cni_core::{
     Attachment, Bridge, Dns, Error, HostAddress, Interface, Leased, Network, Outcome, Plan, PortMappings,
     Trace,
@@ -24,6 +29,9 @@ use crate::{
     vlans,
 };
 
+/// How long the kernel may take to remove the host's end of an attachment whose namespace is gone.
+const DEPARTURE: Duration = Duration::from_secs(1);
+
 /// Attaches to the bridge network `network`, which is the one of `call` or what that delegated, and returns the
 /// result. The bridge of a network with `pod_networks` is flannel's, and follows what flanneld says.
 pub(crate) fn add(call: &Call, network: &Network, pod_networks: &[Subnet]) -> Result<String, Error> {
@@ -31,6 +39,7 @@ pub(crate) fn add(call: &Call, network: &Network, pod_networks: &[Subnet]) -> Re
     vlans::require(&bridge)?;
     let previous = network.previous().map(Outcome::parse).transpose()?;
     let mappings = HostPorts::handed(&call.network)?;
+    let limits = shaping::handed(&call.network)?;
     let netns = pod::open(call)?;
     let mut pod = Pod::enter(&netns, &call.who.ifname)?;
     if pod.is_taken()? {
@@ -69,9 +78,7 @@ pub(crate) fn add(call: &Call, network: &Network, pod_networks: &[Subnet]) -> Re
     let interfaces = attach(call, host, pod, &mappings, &mut undo)?;
     let dns = if bridge.dns == Dns::default() { leased.dns } else { bridge.dns.clone() };
     let mut made = outcome(&plan, interfaces, dns);
-    if call.network.is_handed("bandwidth") {
-        shaping::add(call, &mut made, &mut undo)?;
-    }
+    shaping::add(call, limits, &mut made, &mut undo)?;
     let whole = match previous {
         Some(previous) => made.after(previous),
         None => made,
@@ -84,13 +91,19 @@ pub(crate) fn add(call: &Call, network: &Network, pod_networks: &[Subnet]) -> Re
 /// There is no host's end of this attachment yet: it would be a second ADD. To be called with the record held.
 fn refuse_second(socket: &mut RouteSocket, record: &Held, who: &Attachment) -> Result<(), Error> {
     let name = linkage::host_name(who)?;
-    if socket.link(&name).map_err(|e| kernel(&e))?.is_none() {
-        return Ok(());
+    let start = Instant::now();
+    while socket.link(&name).map_err(|e| kernel(&e))?.is_some() {
+        // The end of one whose namespace has just gone goes too.
+        if start.elapsed() < DEPARTURE {
+            sleep(DEPARTURE / 100);
+            continue;
+        }
+        if record.is_new {
+            record.remove()?;
+        }
+        return Err(linkage::taken(&who.ifname, &name));
     }
-    if record.is_new {
-        record.remove()?;
-    }
-    Err(linkage::taken(&who.ifname, &name))
+    Ok(())
 }
 
 /// What this attachment will have, besides addresses.
@@ -131,7 +144,7 @@ fn attach<'a>(
     let mut gateway = None;
     if !plan.gateways.is_empty() {
         let link = host.ensure_gateway_link(&device)?;
-        host.ensure_gateways(&link)?;
+        host.ensure_gateways(&link, undo)?;
         gateway = Some(link).filter(|link| link.index != device.index);
     }
     translate(call, &host, mappings, undo)?;

@@ -1,6 +1,6 @@
 //! Limits of bandwidth behind an interface plugin.
 
-use cni_core::{Error, Network};
+use cni_core::{Error, Limits, Network};
 
 use crate::{
     gc,
@@ -15,8 +15,9 @@ pub(crate) const PLUGIN: Plugin = Plugin { add, del: shaping::release, check, gc
 
 fn add(call: &Call) -> Result<String, Error> {
     let mut outcome = call.network.chained()?;
+    let limits = Limits::parse(&call.network)?;
     let mut undo = Undo::new(None);
-    shaping::add(call, &mut outcome, &mut undo)?;
+    shaping::add(call, limits, &mut outcome, &mut undo)?;
     let text = call.network.pass_on_with(&outcome.interfaces)?;
     undo.keep();
     Ok(text)

@@ -86,7 +86,7 @@ impl Host<'_> {
     }
 
     /// Interface `device` has the gateways' addresses; the host forwards.
-    pub(crate) fn ensure_gateways(&mut self, device: &Link) -> Result<(), Error> {
+    pub(crate) fn ensure_gateways(&mut self, device: &Link, undo: &mut Undo<'_>) -> Result<(), Error> {
         let name = &self.bridge.gateway_link;
         let wanted = &self.plan.gateways;
         let changes = plan_gateways(&mut self.socket, self.bridge, device, wanted, self.is_owned)?;
@@ -100,6 +100,8 @@ impl Host<'_> {
             // Pins the address of a bridge that others made, which would change with its ports.
             let pin = Change { mac: device.mac, ..Change::default() };
             requests.push(link::change(device.index, name, &pin));
+            let (made, link, bridge) = (changes.clone(), device.clone(), self.bridge.bridge.clone());
+            undo.push(move || put_back(&made, &link, &bridge));
             // Of several ADDs that take an address away one finds it.
             let is_gone = |number: usize| matches!(changes.get(number), Some(GatewayChange::Remove(_)));
             for (number, done) in self.socket.apply(&requests).into_iter().enumerate() {
@@ -220,13 +222,36 @@ pub(crate) fn plan_gateways(
     let ports = socket.links().map_err(|e| kernel(&e))?;
     // Once more: if another ADD has readdressed the bridge meanwhile, its pod must not count as a holder.
     let present = addresses_on(socket, device.index).map_err(|e| kernel(&e))?;
-    let master = ports.iter().find(|link| link.name == bridge.bridge).map(|link| link.index);
-    let is_held = |port: &Link| port.master.is_some() && port.master == master && !vlans::is_of_gateway(port);
-    let ports = ports.into_iter().filter(is_held);
-    let named = ports.map(|port| {
+    let named = pod_ports(&ports, &bridge.bridge).map(|port| {
         port.alias.as_deref().and_then(Attachment::named_by).unwrap_or_else(|| port.name.to_string())
     });
     gateway_changes(bridge, wanted, &present, is_owned, &named.collect::<Vec<_>>())
+}
+
+/// The ports of `bridge` that containers hang on, among all `links`.
+fn pod_ports<'l>(links: &'l [Link], bridge: &IfName) -> impl Iterator<Item = &'l Link> {
+    let master = links.iter().find(|link| link.name == *bridge).map(|link| link.index);
+    let is_held =
+        move |port: &&Link| port.master.is_some() && port.master == master && !vlans::is_of_gateway(port);
+    links.iter().filter(is_held)
+}
+
+/// Takes `changes` of the addresses of interface `device` back, unless containers on `bridge` rely on them by now.
+fn put_back(changes: &[GatewayChange], device: &Link, bridge: &IfName) -> Result<(), Error> {
+    let mut socket = RouteSocket::open().map_err(|e| kernel(&e))?;
+    let links = socket.links().map_err(|e| kernel(&e))?;
+    if pod_ports(&links, bridge).next().is_some() {
+        return Ok(());
+    }
+    let reverse = |change: &GatewayChange| match *change {
+        GatewayChange::Remove(old) => GatewayChange::Add(old),
+        GatewayChange::Add(new) => GatewayChange::Remove(new),
+    };
+    let reversed = changes.iter().rev().map(reverse);
+    let requests: Vec<Request> =
+        reversed.map(|change| gateway_request(&change, device.index, &device.name)).collect();
+    let failed = socket.apply(&requests).into_iter().filter_map(Result::err).find(|e| !e.is_not_found());
+    failed.map_or(Ok(()), |e| Err(kernel(&e)))
 }
 
 /// The addresses of the interface with that index.

@@ -5,7 +5,7 @@
 //! What it sends comes in there, where nothing can wait: it is redirected to an ifb device, and waits in the
 //! bucket of that.
 
-use cni_core::{Attachment, Bucket, Code, Error, Interface, Limit, Limits, Outcome};
+use cni_core::{Attachment, Bucket, Code, Error, Interface, Limit, Limits, Network, Outcome};
 use linux::{
     link::{self, Change, Ifb, Kind, Link},
     netlink::{Request, RouteSocket},
@@ -15,10 +15,20 @@ use netmodel::IfName;
 
 use crate::{failure::kernel, gc, linkage, networks::Call, pod, undo::Undo};
 
-/// What the configuration asks for is set on the host's end, which `outcome` names; the ifb device is added
-/// to it.
-pub(crate) fn add(call: &Call, outcome: &mut Outcome, undo: &mut Undo<'_>) -> Result<(), Error> {
-    let limits = Limits::parse(&call.network)?;
+/// What the runtime hands an interface plugin that declares the capability: a plugin without it leaves them to
+/// `bandwidth`.
+pub(crate) fn handed(network: &Network) -> Result<Limits, Error> {
+    let handed = network.is_handed("bandwidth");
+    handed.then(|| Limits::parse(network)).transpose().map(Option::unwrap_or_default)
+}
+
+/// `limits` are set on the host's end, which `outcome` names; the ifb device is added to it.
+pub(crate) fn add(
+    call: &Call,
+    limits: Limits,
+    outcome: &mut Outcome,
+    undo: &mut Undo<'_>,
+) -> Result<(), Error> {
     if limits == Limits::default() {
         return Ok(());
     }

@@ -22,6 +22,7 @@ mod lease;
 mod loopback;
 mod masquerade;
 mod reference;
+mod retreat;
 mod roles;
 mod routes;
 mod state;
