@@ -1,5 +1,7 @@
 //! Which addresses the bridge is to have.
 
+use std::net::IpAddr;
+
 use netmodel::Subnet;
 
 use crate::{Bridge, Code, Error, HostAddress};
@@ -15,9 +17,10 @@ pub enum GatewayChange {
 
 /// The steps that give `bridge`, which has the addresses `present`, those of `wanted`.
 ///
-/// Another address is in the way: any other of IPv4, one that overlaps of IPv6. It goes where `forceAddress` says
-/// so, and where the bridge `is_owned` and has no `holders`: then it is the gateway of an earlier subnet that
-/// nobody has an address of any more.
+/// Another address is in the way: any other of IPv4; of IPv6 one that overlaps, and where the bridge `is_owned` any
+/// but a link-local one. It goes where `forceAddress` says so, and where the bridge `is_owned` and has no `holders`:
+/// then it is the gateway of an earlier subnet that nobody has an address of any more. With it goes what the
+/// earlier subnets had of a family that is not `wanted` now.
 ///
 /// # Errors
 /// Another address is in the way; the holders are named.
@@ -28,10 +31,12 @@ pub fn gateway_changes(
     is_owned: bool,
     holders: &[String],
 ) -> Result<Vec<GatewayChange>, Error> {
+    let is_left_over = is_owned && holders.is_empty();
     let mut changes = Vec::new();
     for gateway in wanted.iter().filter(|gateway| !present.contains(gateway)) {
-        for other in present.iter().filter(|other| conflicts(other, gateway) && !wanted.contains(other)) {
-            let is_left_over = is_owned && holders.is_empty();
+        let conflicting =
+            |other: &&HostAddress| conflicts(other, gateway, is_owned) && !wanted.contains(other);
+        for other in present.iter().filter(conflicting) {
             if !bridge.force_address && !is_left_over {
                 return Err(different(bridge, gateway, other, holders));
             }
@@ -40,6 +45,12 @@ pub fn gateway_changes(
             }
         }
         changes.push(GatewayChange::Add(*gateway));
+    }
+    if is_left_over && changes.iter().any(|change| matches!(change, GatewayChange::Remove(_))) {
+        let is_unwanted = |other: &&HostAddress| {
+            !is_link_local(other) && wanted.iter().all(|w| w.address.is_ipv4() != other.address.is_ipv4())
+        };
+        changes.extend(present.iter().filter(is_unwanted).copied().map(GatewayChange::Remove));
     }
     Ok(changes)
 }
@@ -58,14 +69,20 @@ fn different(bridge: &Bridge, gateway: &HostAddress, other: &HostAddress, holder
     Error::new(Code::Internal, text).with_details(format!("{} has {other}", bridge.gateway_link))
 }
 
-/// An IPv4 address of the bridge is in the way of any other; an IPv6 one of those that overlap it.
-fn conflicts(present: &HostAddress, wanted: &HostAddress) -> bool {
+/// An IPv4 address of the bridge is in the way of any other; an IPv6 one of those that overlap it, and on a bridge
+/// that `is_owned` of any other, too, unless it is link-local.
+fn conflicts(present: &HostAddress, wanted: &HostAddress, is_owned: bool) -> bool {
     if present.address.is_ipv4() != wanted.address.is_ipv4() {
         return false;
     }
     let subnet = |a: &HostAddress| Subnet::containing(a.address, a.prefix).ok();
     let overlap = subnet(present).zip(subnet(wanted)).is_some_and(|(a, b)| a.overlaps(&b));
-    wanted.address.is_ipv4() || overlap
+    wanted.address.is_ipv4() || overlap || (is_owned && !is_link_local(present))
+}
+
+/// The kernel gives every interface one.
+fn is_link_local(address: &HostAddress) -> bool {
+    matches!(address.address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 #[cfg(test)]
@@ -133,5 +150,33 @@ mod tests {
             "\"cni0\" already has an IP address different from 10.42.7.1/24: 10.42.3.1/24 is held by c1/eth0, veth7"
         );
         assert!(change(NOBODY).is_err());
+    }
+
+    #[test]
+    fn an_owned_bridge_follows_the_subnet_of_ipv6() {
+        let present = ["10.42.3.1/24", "fe80::1/64", "fd42:0:0:3::1/64"];
+        let change = |wanted: &[&str], owner| changes(false, wanted, &present, owner);
+        let wanted = ["10.42.3.1/24", "fd42:0:0:9::1/64"];
+        assert_eq!(change(&wanted, (true, &[])), Ok("-fd42:0:0:3::1/64 +fd42:0:0:9::1/64".into()));
+        let refused = change(&wanted, (true, &["c1/eth0"])).unwrap_err();
+        assert_eq!(
+            refused,
+            "\"cni0\" already has an IP address different from fd42:0:0:9::1/64: fd42:0:0:3::1/64 is held by c1/eth0"
+        );
+        assert_eq!(change(&wanted, NOBODY), Ok("+fd42:0:0:9::1/64".into()), "others' coexist");
+        assert_eq!(changes(false, &wanted, &present[..2], (true, &["c1"])), Ok("+fd42:0:0:9::1/64".into()));
+    }
+
+    #[test]
+    fn a_family_that_is_no_longer_there_goes_with_the_subnet() {
+        let both = ["10.42.3.1/24", "fe80::1/64", "fd42:0:0:3::1/64", "fd42:0:0:9::1/64"];
+        let change = |wanted: &[&str]| changes(false, wanted, &both, (true, &[]));
+        let wanted = "-10.42.3.1/24 +10.42.8.1/24 -fd42:0:0:3::1/64 -fd42:0:0:9::1/64";
+        assert_eq!(change(&["10.42.8.1/24"]), Ok(wanted.into()));
+        let wanted = "-fd42:0:0:3::1/64 -fd42:0:0:9::1/64 +fd42:0:0:8::1/64 -10.42.3.1/24";
+        assert_eq!(change(&["fd42:0:0:8::1/64"]), Ok(wanted.into()));
+        assert_eq!(change(&["10.42.3.1/24"]), Ok(String::new()), "nothing has changed that is needed");
+        let moved = changes(true, &["10.42.8.1/24"], &both, (true, &["c1"]));
+        assert_eq!(moved, Ok("-10.42.3.1/24 +10.42.8.1/24".into()), "pods may need it");
     }
 }

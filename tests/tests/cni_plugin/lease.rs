@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::json;
 use testkit::{Cmd, Netns};
 
-use crate::bed::{Bed, Who, addresses, call, device, with};
+use crate::bed::{Bed, Who, addresses, call, device, nobody, with};
 
 #[test]
 fn a_missing_subnet_file_is_named_with_flannelds_reason() -> Result<()> {
@@ -69,15 +69,14 @@ fn a_bridge_of_an_earlier_subnet_is_readdressed_once_it_is_empty() -> Result<()>
         );
         bed.dir.write("subnet.env", text)
     };
-    let nobody = Who { id: String::new(), ifname: String::new(), netns: String::new() };
     call("ADD", &Who::new("c1", &old), &config).result();
     lease(42, 7, 1450)?;
     let wanted = "\"cni0\" already has an IP address different from 10.42.7.1/24: 10.42.3.1/24 is held by c1/eth0 of cbr0";
     assert_eq!(call("ADD", &Who::new("c2", &new), &config).error(), (999, wanted.into()));
-    assert_eq!(call("STATUS", &nobody, &config).error(), (51, wanted.into()));
+    assert_eq!(call("STATUS", &nobody(), &config).error(), (51, wanted.into()));
     old.cmd("ping -n -c1 -W2 10.42.3.1").ok()?;
     call("DEL", &Who::new("c1", &old), &config).silent();
-    call("STATUS", &nobody, &config).silent();
+    call("STATUS", &nobody(), &config).silent();
     call("ADD", &Who::new("c2", &new), &config).result();
     assert_eq!(addresses(&device(&bed.host, "cni0")?), ["10.42.7.1/24"]);
     new.cmd("ping -n -c1 -W2 10.42.7.1").ok()?;
@@ -91,6 +90,43 @@ fn a_bridge_of_an_earlier_subnet_is_readdressed_once_it_is_empty() -> Result<()>
     call("ADD", &Who::new("c4", &old), &config).result();
     assert_eq!(device(&bed.host, "cni0")?["mtu"], 1450);
     old.cmd("ping -n -c1 -W2 -M do -s 1422 10.55.9.1").ok()?;
+    Ok(())
+}
+
+#[test]
+fn a_bridge_of_an_earlier_subnet_of_ipv6_is_readdressed_once_it_is_empty() -> Result<()> {
+    let Some(bed) = Bed::new("lease6")? else { return Ok(()) };
+    let (old, new) = (Netns::new()?, Netns::new()?);
+    let config = with(&bed.flannel()?, &json!({"cniVersion": "1.1.0"}));
+    let lease = |third: u8, six: Option<u8>| {
+        let six = six
+            .map(|six| format!("FLANNEL_IPV6_NETWORK=fd42::/56\nFLANNEL_IPV6_SUBNET=fd42:0:0:{six}::1/64\n"));
+        let text = format!(
+            "FLANNEL_NETWORK=10.42.0.0/16\nFLANNEL_SUBNET=10.42.{third}.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n{}",
+            six.unwrap_or_default()
+        );
+        bed.dir.write("subnet.env", text)
+    };
+    let bridge = || device(&bed.host, "cni0");
+    lease(3, Some(3))?;
+    call("ADD", &Who::new("c1", &old), &config).result();
+    lease(3, Some(9))?;
+    let wanted = "\"cni0\" already has an IP address different from fd42:0:0:9::1/64: fd42:0:0:3::1/64 is held by c1/eth0 of cbr0";
+    assert_eq!(call("ADD", &Who::new("c2", &new), &config).error(), (999, wanted.into()));
+    assert_eq!(call("STATUS", &nobody(), &config).error(), (51, wanted.into()));
+    old.cmd("ping -6 -n -c1 -W2 fd42:0:0:3::1").ok()?;
+    call("DEL", &Who::new("c1", &old), &config).silent();
+    call("STATUS", &nobody(), &config).silent();
+    call("ADD", &Who::new("c2", &new), &config).result();
+    assert_eq!(addresses(&bridge()?), ["10.42.3.1/24", "fd42:0:0:9::1/64"]);
+    assert!(bridge()?.to_string().contains("\"fe80::"), "the link-local address stays");
+    assert!(!Cmd::new("ip -6 route").ok()?.stdout.contains("fd42:0:0:3::"));
+    new.cmd("ping -6 -n -c1 -W2 fd42:0:0:9::1").ok()?;
+    call("STATUS", &nobody(), &config).silent();
+    call("DEL", &Who::new("c2", &new), &config).silent();
+    lease(8, None)?;
+    call("ADD", &Who::new("c3", &new), &config).result();
+    assert_eq!(addresses(&bridge()?), ["10.42.8.1/24"]);
     Ok(())
 }
 
