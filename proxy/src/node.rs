@@ -8,11 +8,12 @@ use std::{
 use linux::{
     Error,
     address::{Address, Scope},
+    link::Kind,
     netlink::RouteSocket,
     route::{self, Route},
 };
 use netmodel::{IfName, NodeName, Subnet};
-use proxy_core::tables::NodePorts;
+use proxy_core::{object::Object, tables::NodePorts};
 
 use crate::flags::{NodePortAddresses, Settings};
 
@@ -28,6 +29,9 @@ pub struct Machine {
     pub default_route: Option<(u32, Option<IpAddr>)>,
     /// Our last-resort routes that are there.
     pub last_resort: BTreeSet<(Subnet, u32)>,
+    /// Addresses that mean this host itself. Those of dummy devices don't count: that is where local DNS caches and
+    /// other proxies keep cluster IPs.
+    pub itself: BTreeSet<IpAddr>,
     /// The names of all devices that are up.
     pub devices: BTreeMap<u32, IfName>,
 }
@@ -47,7 +51,12 @@ impl Machine {
             }
             _ => None,
         };
-        let addresses = socket.addresses(None)?.iter().filter_map(global).collect();
+        let addresses: Vec<_> = socket.addresses(None)?.iter().filter_map(global).collect();
+        let dummy = |device: u32| {
+            links.iter().any(|link| link.index == device && link.kind == Kind::Other("dummy".to_owned()))
+        };
+        let itself = addresses.iter().filter(|(device, _)| !dummy(*device)).map(|(_, a)| IpAddr::V4(*a));
+        let itself = itself.collect();
         let routes = socket.routes(route::Filter::main(true))?;
         let (ours, others): (Vec<Route>, Vec<Route>) = routes.into_iter().partition(is_last_resort);
         let defaults = others.iter().filter(|route| route.destination.prefix() == 0);
@@ -55,6 +64,7 @@ impl Machine {
         let device = |route: &Route| route.device.or_else(|| route.multipath.first().map(|hop| hop.device));
         Ok(Self {
             addresses,
+            itself,
             default_route: best.and_then(|route| Some((device(route)?, route.source))),
             last_resort: ours.iter().filter_map(|route| Some((route.destination, route.device?))).collect(),
             devices: links.into_iter().filter(|link| link.up).map(|link| (link.index, link.name)).collect(),
@@ -79,6 +89,14 @@ impl Machine {
         let outside: BTreeSet<IpAddr> =
             outside.filter(|a| !pods.iter().any(|range| range.contains(*a))).collect();
         if outside.len() == 1 { outside } else { BTreeSet::new() }
+    }
+
+    /// The cluster IP of a Service that means this host itself: rules for it would refuse all else that is sent to
+    /// the host.
+    #[must_use]
+    pub fn taken_by(&self, object: &Object) -> Option<IpAddr> {
+        let Object::Service(service) = object else { return None };
+        service.cluster_ips.iter().copied().find(|address| self.itself.contains(address))
     }
 
     /// All addresses but loopback ones.
@@ -146,6 +164,8 @@ pub fn node_name(settings: &Settings) -> Option<NodeName> {
 
 #[cfg(test)]
 mod tests {
+    use proxy_core::services::Service;
+
     use super::*;
 
     fn ip(text: &str) -> IpAddr {
@@ -157,6 +177,7 @@ mod tests {
         let name = |name: &str| name.parse::<IfName>().unwrap();
         Machine {
             addresses: vec![address(2, "192.0.2.10"), address(2, "192.0.2.11"), address(3, "10.244.1.1")],
+            itself: [ip("192.0.2.10"), ip("192.0.2.11")].into(),
             default_route: default_route.map(|device| (device, None)),
             last_resort: BTreeSet::new(),
             devices: [(2, name("eth0")), (3, name("cni0"))].into(),
@@ -175,6 +196,15 @@ mod tests {
         one.addresses.remove(1);
         assert_eq!(one.primary(None, &pods), [ip("192.0.2.10")].into(), "a pod bridge's does not count");
         assert_eq!(one.primary(None, &[]), BTreeSet::new());
+    }
+
+    #[test]
+    fn a_service_at_an_address_of_the_host_is_told() {
+        let at = |address: &str| {
+            Object::Service(Service { cluster_ips: [ip("10.96.0.1"), ip(address)].into(), ports: [].into() })
+        };
+        assert_eq!(machine(None).taken_by(&at("192.0.2.11")), Some(ip("192.0.2.11")));
+        assert_eq!(machine(None).taken_by(&at("192.0.2.12")), None);
     }
 
     #[test]

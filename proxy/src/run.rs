@@ -1,7 +1,7 @@
 //! The loop: whatever woke it, the kernel is brought to what the source wants.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::{
         Arc,
@@ -18,6 +18,7 @@ use proxy_core::{
     catalog::{Catalog, Objects},
     delta,
     flows::Scope,
+    object::Key,
     state::State,
     tables::{Config, Front, NodePorts},
 };
@@ -73,6 +74,8 @@ pub struct Runner {
     settings: Settings,
     node: NodeName,
     source: FileSource,
+    /// Services that are not served, and the address of this host that they ask for.
+    refused: BTreeMap<Key, IpAddr>,
     /// What an earlier run left of what the source could not tell yet.
     inherited: Objects,
     catalog: Catalog,
@@ -110,10 +113,10 @@ impl Runner {
     pub fn new(settings: Settings, node: NodeName) -> anyhow::Result<Self> {
         let mut source = FileSource::new(settings.from.clone().unwrap_or_default(), node.clone());
         source.read(&Touched::All);
-        let mut catalog = Catalog::default();
-        catalog.replace(&source.objects());
         let mut kernel = Kernel::open()?;
         let machine = kernel.machine()?;
+        let (mut catalog, mut refused) = (Catalog::default(), BTreeMap::new());
+        catalog.replace(&servable(source.objects(), &machine, &mut refused));
         let own = machine.primary(catalog.node(&node), &settings.pod_ranges);
         let config = Config {
             family: Family::Ip,
@@ -125,6 +128,7 @@ impl Runner {
             settings,
             node,
             source,
+            refused,
             inherited: Objects::new(),
             catalog,
             state: State::new(config),
@@ -294,9 +298,13 @@ impl Runner {
             self.source.read(touched);
         }
         if !touched.is_empty() {
-            self.catalog.replace(&self.source.objects());
-            self.inherit();
+            self.fill_catalog();
         }
+    }
+
+    fn fill_catalog(&mut self) {
+        self.catalog.replace(&servable(self.source.objects(), &self.machine, &mut self.refused));
+        self.inherit();
     }
 
     /// Manifests that can't be read after a restart must not cost what they stood for: until all could be read,
@@ -305,8 +313,8 @@ impl Runner {
         if self.source.is_complete() {
             self.inherited.clear();
         }
-        let catalog = &self.catalog;
-        self.inherited.retain(|key, _| !catalog.knows(key));
+        let (catalog, machine) = (&self.catalog, &self.machine);
+        self.inherited.retain(|key, object| !catalog.knows(key) && machine.taken_by(object).is_none());
         for (key, object) in &self.inherited {
             self.catalog.set(key.clone(), Some(Arc::clone(object)));
         }
@@ -315,8 +323,11 @@ impl Runner {
     /// Brings the kernel to what is wanted.
     fn sync(&mut self) -> Result<Done, linux::Error> {
         if self.machine_moved {
-            self.machine = self.kernel.machine()?;
+            let before = std::mem::replace(&mut self.machine, self.kernel.machine()?);
             self.machine_moved = false;
+            if self.machine.itself != before.itself {
+                self.fill_catalog();
+            }
         }
         let had_state = self.adopted;
         let have = self.read_back()?;
@@ -432,9 +443,31 @@ impl Runner {
         let mut status = Status::new(&self.node, &self.state, &self.source);
         status.last_resort_routes = self.machine.last_resort.iter().map(|(to, _)| to.to_string()).collect();
         status.in_sync = !self.unknown;
+        let refused = self.refused.iter().map(|(key, address)| refusal(key, *address));
+        status.troubles.extend(refused);
         status.troubles.extend(self.said.last().map(str::to_owned));
         status
     }
+}
+
+/// `objects` without the Services at an address of this host, which become `refused`. Each new one is logged.
+fn servable(mut objects: Objects, machine: &Machine, refused: &mut BTreeMap<Key, IpAddr>) -> Objects {
+    let before = std::mem::take(refused);
+    objects.retain(|key, object| match machine.taken_by(object) {
+        Some(address) => {
+            if before.get(key) != Some(&address) {
+                tracing::error!("{}", refusal(key, address));
+            }
+            refused.insert(key.clone(), address);
+            false
+        }
+        None => true,
+    });
+    objects
+}
+
+fn refusal(key: &Key, address: IpAddr) -> String {
+    format!("{key}: {address} is an address of this host; it is passed over")
 }
 
 /// What one pass changed.

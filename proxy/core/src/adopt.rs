@@ -14,7 +14,7 @@ use crate::{
     catalog::{Catalog, Objects},
     endpoints::{Endpoint, Part, Slice, SlicePort, State},
     ids::{CLASS_BITS, Class},
-    object::{Key as ObjectKey, Kind, Object, ObjectName},
+    object::{Key as ObjectKey, Kind, Object, ObjectName, special},
     services::{Service, ServicePort},
     tables::{Front, SetName},
 };
@@ -207,7 +207,7 @@ fn read_front(set: SetName, key: &Key) -> Option<Front> {
     if matches!(set, SetName::NodePorts | SetName::NodePortRejects) {
         return Some(Front::Node(read_protocol(bytes)?, read_port(bytes.get(4..)?)?));
     }
-    let (address, rest) = read_address(bytes, 8)?;
+    let (address, rest) = read_address(bytes, 8).filter(|(address, _)| special(*address).is_none())?;
     Some(Front::Cluster(address, read_protocol(rest)?, read_port(rest.get(4..)?)?))
 }
 

@@ -168,9 +168,48 @@ pub fn parse_ip(text: &str) -> Result<IpAddr, String> {
     Ok(IpAddr::from(octets))
 }
 
+/// Why an address can be neither a Service's nor an endpoint's, as the API server says of endpoints: it has a meaning
+/// of its own on each host, and rules for it would cut the host off from itself.
+#[must_use]
+pub(crate) fn special(address: IpAddr) -> Option<&'static str> {
+    let address = address.to_canonical();
+    let (broadcast, link_local) = match address {
+        IpAddr::V4(v4) => (v4.is_broadcast(), v4.is_link_local()),
+        IpAddr::V6(v6) => (false, v6.is_unicast_link_local()),
+    };
+    let classes = [
+        (address.is_unspecified(), "the unspecified address"),
+        (address.is_loopback(), "a loopback address"),
+        (address.is_multicast(), "a multicast address"),
+        (broadcast, "the broadcast address"),
+        (link_local, "a link-local address"),
+    ];
+    classes.into_iter().find(|(is, _)| *is).map(|(_, what)| what)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn special_addresses_are_told_by_name() {
+        for (address, what) in [
+            ("0.0.0.0", Some("the unspecified address")),
+            ("127.8.0.1", Some("a loopback address")),
+            ("::ffff:127.0.0.1", Some("a loopback address")),
+            ("224.0.0.5", Some("a multicast address")),
+            ("255.255.255.255", Some("the broadcast address")),
+            ("169.254.0.1", Some("a link-local address")),
+            ("::", Some("the unspecified address")),
+            ("::1", Some("a loopback address")),
+            ("ff02::1", Some("a multicast address")),
+            ("fe80::1", Some("a link-local address")),
+            ("10.96.0.1", None),
+            ("fd00::1", None),
+        ] {
+            assert_eq!(special(address.parse().unwrap()), what, "{address}");
+        }
+    }
 
     #[test]
     fn leading_zeros_of_ipv4_are_decimal() {

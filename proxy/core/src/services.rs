@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use netmodel::{Port, Protocol};
 
 use crate::{
-    object::parse_ip,
+    object::{parse_ip, special},
     wire::{self, HEADLESS_LABEL, PROXY_NAME_LABEL},
 };
 
@@ -53,7 +53,7 @@ impl Service {
         if !["", "ClusterIP", "NodePort", "LoadBalancer"].contains(&spec.kind.as_str()) {
             return Err(format!("{:?} is no type of a Service", spec.kind));
         }
-        let cluster_ips = addresses.iter().map(|text| parse_ip(text)).collect::<Result<_, _>>()?;
+        let cluster_ips = addresses.iter().map(|text| cluster_ip(text)).collect::<Result<_, _>>()?;
         let ports =
             spec.ports.iter().map(|p| ServicePort::check(p, spec)).collect::<Result<Box<[_]>, _>>()?;
         match clash(&ports) {
@@ -70,6 +70,14 @@ impl ServicePort {
         let node_port = (opens_nodes && wire.node_port != 0).then(|| Port::try_from(wire.node_port));
         let node_port = node_port.transpose().map_err(|error| format!("nodePort: {error}"))?;
         Ok(Self { name: wire.name.as_str().into(), protocol: protocol(&wire.protocol)?, port, node_port })
+    }
+}
+
+fn cluster_ip(text: &str) -> Result<IpAddr, String> {
+    let address = parse_ip(text)?;
+    match special(address) {
+        Some(what) => Err(format!("{address} is {what}: no cluster IP can be that")),
+        None => Ok(address),
     }
 }
 
@@ -153,6 +161,14 @@ mod tests {
     fn a_field_that_cannot_be_used_is_named() {
         for (spec, why) in [
             ("{clusterIP: 10.96.0, ports: [{port: 80}]}", "\"10.96.0\" is not an IP address"),
+            (
+                "{clusterIP: 127.0.0.1, ports: [{port: 80}]}",
+                "127.0.0.1 is a loopback address: no cluster IP can be that",
+            ),
+            (
+                "{clusterIPs: [10.96.0.1, '::'], ports: [{port: 80}]}",
+                ":: is the unspecified address: no cluster IP can be that",
+            ),
             ("{clusterIP: 10.96.0.1, ports: [{port: 0}]}", "0 is not a port: it must be 1 to 65535"),
             (
                 "{type: NodePort, clusterIP: 10.96.0.1, ports: [{port: 1, nodePort: 70000}]}",
