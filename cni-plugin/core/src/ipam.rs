@@ -78,13 +78,12 @@ impl Ipam {
         check_sets(&sets)?;
         check_families(&sets, network.version)?;
         let requested = requested(network, args)?;
-        let stray: Vec<String> = requested
-            .iter()
-            .filter(|ip| !sets.iter().any(|s| s.range_of(**ip).is_some()))
-            .map(IpAddr::to_string)
-            .collect();
-        if !stray.is_empty() {
-            let msg = format!("failed to allocate all requested IPs: {}", stray.join(", "));
+        let first = |set: &RangeSet| requested.iter().position(|ip| set.range_of(*ip).is_some());
+        let used: Vec<usize> = sets.iter().filter_map(first).collect();
+        let unused = requested.iter().enumerate().filter(|(index, _)| !used.contains(index));
+        let unused: Vec<String> = unused.map(|(_, ip)| ip.to_string()).collect();
+        if !unused.is_empty() {
+            let msg = format!("failed to allocate all requested IPs: {}", unused.join(" "));
             return Err(Error::new(Code::InvalidConfig, msg));
         }
         Ok(Some(Self {
@@ -144,10 +143,10 @@ fn check_families(sets: &[RangeSet], version: SpecVersion) -> Result<(), Error> 
     Err(Error::new(Code::InvalidConfig, msg))
 }
 
-/// Addresses from CNI_ARGS, `args.cni.ips` and `runtimeConfig.ips`, with or without a length.
+/// Addresses from CNI_ARGS, which holds one, `args.cni.ips` and `runtimeConfig.ips`, with or without a length.
 fn requested(network: &Network, args: &Arguments) -> Result<Vec<IpAddr>, Error> {
     let root = network.keys();
-    let mut texts: Vec<&str> = args.ip.iter().flat_map(|list| list.split(',')).collect();
+    let mut texts: Vec<&str> = args.ip.as_deref().into_iter().collect();
     texts.extend(root.child("args")?.child("cni")?.texts("ips")?);
     texts.extend(root.child("runtimeConfig")?.texts("ips")?);
     let mut found: Vec<IpAddr> = Vec::new();
@@ -155,7 +154,7 @@ fn requested(network: &Network, args: &Arguments) -> Result<Vec<IpAddr>, Error> 
         let address = text.split_once('/').map_or(text, |(address, _)| address);
         let ip = address
             .parse()
-            .map_err(|_| Error::new(Code::InvalidConfig, format!("invalid requested IP {text:?}")))?;
+            .map_err(|_| Error::new(Code::InvalidConfig, format!("invalid IP address: {text}")))?;
         if !found.contains(&ip) {
             found.push(ip);
         }
@@ -232,8 +231,10 @@ mod tests {
         let ipam = |ipam: Value| parse(json!({"ipam": ipam}), "").unwrap_err().1;
         assert_eq!(ipam(json!({"type": "host-local"})), "no IP ranges specified");
         let range = json!({"type": "host-local", "subnet": "10.1.0.0/24"});
-        let stray = parse(json!({"ipam": range}), "IP=10.9.9.9").unwrap_err().1;
+        let stray = parse(json!({"ipam": range.clone()}), "IP=10.9.9.9").unwrap_err().1;
         assert_eq!(stray, "failed to allocate all requested IPs: 10.9.9.9");
+        let list = parse(json!({"ipam": range}), "IP=10.1.0.8,10.1.0.9").unwrap_err().1;
+        assert_eq!(list, "invalid IP address: 10.1.0.8,10.1.0.9");
         let route = |route: Value| {
             parse(json!({"ipam": {"type": "host-local", "subnet": "10.1.0.0/24", "routes": [route]}}), "")
                 .unwrap_err()
@@ -245,6 +246,26 @@ mod tests {
         let twice = json!({"cniVersion": "0.2.0",
             "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.1.0.0/24"}], [{"subnet": "10.2.0.0/24"}]]}});
         assert!(parse(twice, "").unwrap_err().1.contains("more than 1 address per family"));
+    }
+
+    #[test]
+    fn a_set_takes_one_of_those_asked_for_and_none_may_be_left() {
+        let ask = |args: &[&str], runtime: &[&str], environment| {
+            let document = json!({
+                "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.1.2.0/24"}], [{"subnet": "10.1.3.0/24"}]]},
+                "args": {"cni": {"ips": args}},
+                "runtimeConfig": {"ips": runtime},
+            });
+            parse(document, environment).map(|_| ()).map_err(|(_, text)| text)
+        };
+        let left = |ips: &str| Err(format!("failed to allocate all requested IPs: {ips}"));
+        assert_eq!(ask(&["10.1.2.77", "10.1.2.78"], &[], ""), left("10.1.2.78"));
+        assert_eq!(
+            ask(&[], &["10.1.2.77", "10.1.3.7", "10.1.2.78/24", "10.1.3.8"], ""),
+            left("10.1.2.78 10.1.3.8")
+        );
+        assert_eq!(ask(&["10.1.2.91"], &[], "IP=10.1.2.90"), left("10.1.2.91"));
+        assert_eq!(ask(&["10.1.2.77", "10.1.3.7"], &["10.1.2.77"], "IP=10.1.3.7"), Ok(()));
     }
 
     #[test]
