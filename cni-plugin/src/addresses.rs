@@ -4,7 +4,7 @@
 use std::{fs, net::IpAddr, path::Path};
 
 use cni_core::{
-    Attachment, Chosen, Code, Dns, Error, IpConfig, Ipam, Leased, Network, Outcome, Record, Trace, owner_of,
+    Attachment, Chosen, Code, Dns, Error, IpConfig, Ipam, Leased, Network, Outcome, Owners, Record, Trace,
     parse_resolv_conf,
 };
 
@@ -160,9 +160,9 @@ pub(crate) fn release_invalid(network: &Network, valid: &[Attachment]) -> Result
         return Ok(());
     }
     // A file of only a container's id stands for any of its interfaces.
-    let is_valid = |content: &[u8]| owner_of(content).is_some() && valid.iter().any(|who| who.owns(content));
+    let owners = Owners::of(valid);
     let locked = reservations.lock(lock::patience())?;
-    let all = reservations.all()?.into_iter().filter(|(_, content)| !is_valid(content));
-    let released: Vec<_> = all.map(|(ip, _)| locked.release_if(ip, |content| !is_valid(content))).collect();
+    let all = reservations.all()?.into_iter().filter(|(_, content)| !owners.own(content));
+    let released: Vec<_> = all.map(|(ip, _)| locked.release_if(ip, |content| !owners.own(content))).collect();
     released.into_iter().collect()
 }

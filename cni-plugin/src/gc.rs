@@ -1,5 +1,7 @@
 //! GC: what belongs to none of the attachments that the runtime still knows goes.
 
+use std::collections::BTreeSet;
+
 use cni_core::{Attachment, Error, Network, foreign_ipam};
 use linux::{
     link::{self, Kind},
@@ -29,9 +31,9 @@ pub(crate) fn gc(network: &Network, valid: &[Attachment]) -> Result<(), Error> {
 
 /// The aliases of this network's attachments but the valid ones.
 pub(crate) fn is_doomed(network: &Network, valid: &[Attachment]) -> impl Fn(&str) -> bool {
-    let keep: Vec<String> = valid.iter().map(Attachment::alias).collect();
+    let keep: BTreeSet<String> = valid.iter().map(Attachment::alias).collect();
     let prefix = Attachment::alias_prefix(&network.name);
-    move |alias| alias.starts_with(&prefix) && !keep.iter().any(|keep| keep == alias)
+    move |alias| alias.starts_with(&prefix) && !keep.contains(alias)
 }
 
 /// Deletes the interfaces of that kind whose alias is doomed.
@@ -48,7 +50,7 @@ pub(crate) fn sweep_links(kind: &Kind, is_doomed: impl Fn(&str) -> bool) -> Resu
 /// Removes what the records of attachments that are not valid tell of, and the records; goes on after a failure.
 pub(crate) fn sweep_records(network: &Network, valid: &[Attachment]) -> Result<(), Error> {
     let records = Records::of(network)?;
-    let kept: Vec<String> = valid.iter().map(Attachment::record_name).collect();
+    let kept: BTreeSet<String> = valid.iter().map(Attachment::record_name).collect();
     let here = own_namespace();
     let clear_one = |name: &String| -> Result<(), Error> {
         let Some(held) = records.find_idle(name)? else { return Ok(()) };
@@ -62,5 +64,5 @@ pub(crate) fn sweep_records(network: &Network, valid: &[Attachment]) -> Result<(
         sweep::clear(&records, &[held])
     };
     let names = records.names();
-    sweep::for_all(names.iter().filter(|name| !kept.contains(name)), clear_one)
+    sweep::for_all(names.iter().filter(|name| !kept.contains(*name)), clear_one)
 }

@@ -2,6 +2,7 @@
 //! plugin finds it at DEL, and we find its.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
 };
@@ -62,14 +63,17 @@ impl Scratch {
 /// Removes the files of this network's attachments that are not valid.
 pub(crate) fn sweep(network: &Network, valid: &[Attachment]) -> Result<(), Error> {
     let folder = scratch_dir(network)?;
+    let own: BTreeSet<String> = valid.iter().map(own_name).collect();
+    let mut by_container: BTreeMap<&str, Vec<&Attachment>> = BTreeMap::new();
+    valid.iter().for_each(|who| by_container.entry(&who.container).or_default().push(who));
     for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
         let (name, content) = (entry.file_name(), fs::read(entry.path()).unwrap_or_default());
         let is_its = Network::parse(&content).is_ok_and(|delegated| delegated.name == network.name);
-        let is_of = |who: &Attachment| {
-            let is_usual = name == *who.container && matches!(scratch_of(&content, who), Ok(Some(_)));
-            is_usual || name == *own_name(who)
-        };
-        if is_its && !valid.iter().any(is_of) {
+        let is_valid = name.to_str().is_some_and(|name| {
+            let is_of = |who: &&Attachment| matches!(scratch_of(&content, who), Ok(Some(_)));
+            own.contains(name) || by_container.get(name).is_some_and(|owners| owners.iter().any(is_of))
+        });
+        if is_its && !is_valid {
             remove(&entry.path())?;
         }
     }

@@ -1,5 +1,7 @@
 //! Who an interface, an address or a file belongs to.
 
+use std::collections::BTreeSet;
+
 use netmodel::{IfName, MARK, Mac};
 use ruleset::LONGEST_COMMENT;
 use sha2::{Digest, Sha512};
@@ -116,6 +118,33 @@ impl Attachment {
     }
 }
 
+/// Attachments of which the owners of many reservations are looked for.
+#[derive(Debug)]
+pub struct Owners<'a> {
+    interfaces: BTreeSet<(&'a str, &'a str)>,
+    containers: BTreeSet<&'a str>,
+}
+
+impl<'a> Owners<'a> {
+    /// Those of `attachments`.
+    #[must_use]
+    pub fn of(attachments: &'a [Attachment]) -> Self {
+        Self {
+            interfaces: attachments.iter().map(|who| (who.container.as_str(), who.ifname.as_str())).collect(),
+            containers: attachments.iter().map(|who| who.container.as_str()).collect(),
+        }
+    }
+
+    /// One of them [owns](Attachment::owns) the reservation `content`.
+    #[must_use]
+    pub fn own(&self, content: &[u8]) -> bool {
+        owner_of(content).is_some_and(|owner| match owner.ifname {
+            Some(ifname) => self.interfaces.contains(&(owner.container, ifname)),
+            None => self.containers.contains(owner.container),
+        })
+    }
+}
+
 /// A 64-bit hash of `bytes` (FNV-1a, then the finaliser of MurmurHash3).
 pub(crate) fn mix(bytes: impl IntoIterator<Item = u8>) -> u64 {
     let fnv = bytes
@@ -196,12 +225,15 @@ mod tests {
     fn reservations_are_read_as_the_reference_writes_them() {
         let a = attachment("c1", "eth0");
         assert!(a.owns(a.reservation().as_bytes()));
+        let both = [a.clone(), attachment("c2", "eth1")];
+        let owners = Owners::of(&both);
         for ours in ["c1\r\neth0", "c1\neth0\n", "  c1\r\neth0  ", "c1", "c1\r\n"] {
-            assert!(a.owns(ours.as_bytes()), "{ours:?}");
+            assert!(a.owns(ours.as_bytes()) && owners.own(ours.as_bytes()), "{ours:?}");
         }
         for other in ["", "c1\r\neth1", "c11\r\neth0", "\0\0\0", "{}"] {
-            assert!(!a.owns(other.as_bytes()), "{other:?}");
+            assert!(!a.owns(other.as_bytes()) && !owners.own(other.as_bytes()), "{other:?}");
         }
+        assert!(owners.own(b"c2\r\neth1") && owners.own(b"c2") && !owners.own(b"c2\r\neth0"));
         for garbled in [&b""[..], b" \r\n", b"\xff\xfe", b"\0\0", b"a b", b"-x\r\neth0", b"c1\r\neth0/9"] {
             assert_eq!(owner_of(garbled), None, "{garbled:?}");
         }

@@ -32,7 +32,7 @@ mod version;
 mod vlan;
 
 pub use address::{Range, RangeSet, check_sets};
-pub use attachment::{Attachment, Owner, owner_of};
+pub use attachment::{Attachment, Owner, Owners, owner_of};
 pub use bridge::Bridge;
 pub use check::{Seen, SeenLink, check};
 pub use error::{Code, Error};
