@@ -11,6 +11,8 @@ use crate::{
 
 /// Attaches, and returns the delegate's result.
 pub(crate) fn add(call: &Call, delegated: &Network) -> Result<String, Error> {
+    // One that is not there leaves nothing to detach.
+    foreign::find(&delegated.kind)?;
     let place = Scratch::place(call)?;
     Scratch::write(&place, delegated, &call.who)?;
     let added = foreign::add(&delegated.kind, delegated);

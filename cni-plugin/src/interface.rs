@@ -6,6 +6,7 @@ use crate::{
     add, check, del, delegate, foreign, gc,
     networks::{self, Call},
     plugin::Plugin,
+    records::Records,
     scratch::{self, Scratch},
     status,
 };
@@ -35,6 +36,10 @@ fn del(call: &Call) -> Result<(), Error> {
         None => rendered?,
     };
     if !is_ours(&network) {
+        if scratch.is_none() && !can_be_asked(&network) && Records::of(&network)?.find(&call.who)?.is_none() {
+            // ADD found it neither, and made nothing.
+            return Ok(());
+        }
         return delegate::del(&network, scratch.as_ref());
     }
     del::del(call, &network)?;

@@ -101,5 +101,11 @@ fn a_delegate_that_is_not_there_any_more_does_not_stop_del() -> Result<()> {
     let (code, text) = ask(&bed, "DEL", &Who::new("c2", &Netns::new()?), &gone).error();
     assert!(code == 999 && text.starts_with("failed to find plugin \"brigde\" in path ["), "{text}");
     assert!(scratch.exists());
+    // ADD made nothing, so there is nothing that it would have to detach.
+    let pod = Netns::new()?;
+    let who = Who::new("c3", &pod);
+    assert_eq!(ask(&bed, "ADD", &who, &gone).error(), (code, text));
+    assert!(!bed.path("flannel/c3").exists());
+    ask(&bed, "DEL", &who, &gone).silent();
     Ok(())
 }
