@@ -157,7 +157,10 @@ impl Locked<'_> {
         let new = self.folder.join(".boot_id.new");
         let path = self.folder.join(OWN_BOOT);
         let stored = fs::write(&new, format!("{now}\n")).and_then(|()| fs::rename(&new, &path));
-        stored.map_err(|e| failure::file("write", &path, &e))
+        stored.map_err(|e| {
+            let _ = fs::remove_file(&new);
+            failure::file("write", &path, &e)
+        })
     }
 
     /// Reserves one address of set number `number`: the one that there is already for whom it is, the
@@ -175,28 +178,25 @@ impl Locked<'_> {
             return Err(duplicate(ip, wish.who));
         }
         let (ip, range) = match asked {
-            Some((ip, range)) => {
-                self.reserve_requested(ip, range, number, wish)?;
-                (ip, range)
-            }
+            Some((ip, range)) => self.reserve_requested(ip, range, number, wish)?,
             None => self.reserve_next(number, set, wish)?,
         };
         Ok(choose(ip, range))
     }
 
-    fn reserve_requested(
+    fn reserve_requested<'s>(
         &self,
         ip: IpAddr,
-        range: &Range,
+        range: &'s Range,
         number: usize,
         wish: Wish<'_>,
-    ) -> Result<(), Error> {
+    ) -> Result<(IpAddr, &'s Range), Error> {
         let refused = |text: String| Err(Error::new(Code::Internal, text));
         if ip == range.gateway {
             return refused(format!("requested ip {ip} is subnet's gateway"));
         }
-        if self.try_reserve(ip, range, number, wish)? {
-            return Ok(());
+        if let Some(taken) = self.take(ip, range, number, wish)? {
+            return Ok(taken);
         }
         refused(format!("requested IP address {ip} is not available in range set {range}"))
     }
@@ -207,19 +207,9 @@ impl Locked<'_> {
         set: &'s RangeSet,
         wish: Wish<'_>,
     ) -> Result<(IpAddr, &'s Range), Error> {
-        let marker = self.marker(number);
-        let last = fs::read_to_string(&marker).ok().and_then(|text| text.trim().parse().ok());
+        let last = fs::read_to_string(self.marker(number)).ok().and_then(|text| text.trim().parse().ok());
         let resting = self.released.resting();
         let (mut rested, mut named) = (Vec::new(), BTreeSet::new());
-        let take = |ip: IpAddr, range: &'s Range| -> Result<Option<(IpAddr, &'s Range)>, Error> {
-            if !self.try_reserve(ip, range, number, wish)? {
-                return Ok(None);
-            }
-            // Nobody would release what is not told.
-            self.remember(&marker, ip)
-                .inspect_err(|_| drop(self.release_if(ip, |content| wish.who.owns(content))))?;
-            Ok(Some((ip, range)))
-        };
         for (tried, (ip, range)) in set.candidates(last).enumerate() {
             if tried == MANY {
                 named = addresses(self.folder)?.into_iter().collect();
@@ -227,7 +217,7 @@ impl Locked<'_> {
             if let Some(since) = resting.get(&ip) {
                 rested.push((*since, ip, range));
             } else if !named.contains(&ip)
-                && let Some(taken) = take(ip, range)?
+                && let Some(taken) = self.take(ip, range, number, wish)?
             {
                 return Ok(taken);
             }
@@ -237,11 +227,28 @@ impl Locked<'_> {
         let rested = rested.into_iter().map(|(_, ip, range)| (ip, range));
         let garbled = set.candidates(last).filter(|(ip, _)| named.contains(ip));
         for (ip, range) in rested.chain(garbled) {
-            if let Some(taken) = take(ip, range)? {
+            if let Some(taken) = self.take(ip, range, number, wish)? {
                 return Ok(taken);
             }
         }
         Err(Error::new(Code::Internal, format!("no IP addresses available in range set: {set}")))
+    }
+
+    /// Reserves `ip` if it is free, as the last one of its set.
+    fn take<'s>(
+        &self,
+        ip: IpAddr,
+        range: &'s Range,
+        number: usize,
+        wish: Wish<'_>,
+    ) -> Result<Option<(IpAddr, &'s Range)>, Error> {
+        if !self.try_reserve(ip, range, number, wish)? {
+            return Ok(None);
+        }
+        // Nobody would release what is not told.
+        self.remember(&self.marker(number), ip)
+            .inspect_err(|_| drop(self.release_if(ip, |content| wish.who.owns(content))))?;
+        Ok(Some((ip, range)))
     }
 
     /// Reserves `ip` if it is free; so it is with a file that names nobody, unless a record does.
@@ -427,6 +434,8 @@ mod tests {
         of(&dir).released.add(all[0]);
         assert_eq!(reserve(&dir, &set, 5), Ok(all[2]), "the first one rests");
         assert_eq!(reserve_for(&dir, &who(6), &set, &all[..1]), Ok(all[0]));
+        let last = fs::read_to_string(dir.path().join("n/last_reserved_ip.0")).expect("a file");
+        assert_eq!(last, all[0].to_string());
     }
 
     #[test]
@@ -452,6 +461,18 @@ mod tests {
         assert_eq!(reserve(&dir, &set, 1), Ok([10, 1, 0, 254].into()));
         dir.write("n/10.1.0.200", "").expect("written");
         assert_eq!(reserve(&dir, &set, 2), Ok([10, 1, 0, 200].into()));
+    }
+
+    #[test]
+    fn what_can_not_be_kept_leaves_nothing_or_does_not_matter() {
+        let (dir, set) = (TempDir::new("unkept").expect("a folder"), set("10.1.0.0/24"));
+        // No file can be where a folder is.
+        dir.write("state/networks/n.strangers/x", "").expect("written");
+        assert!(reserve(&dir, &set, 1).is_ok());
+        fs::remove_file(dir.path().join("n/.boot_id")).expect("removed");
+        dir.write("n/.boot_id/x", "").expect("written");
+        assert_eq!(reserve(&dir, &set, 2).map_err(|error| error.code), Err(Code::Io));
+        assert!(!files(&dir).contains(".boot_id.new"), "{:?}", files(&dir));
     }
 
     #[test]

@@ -16,7 +16,6 @@ use std::{
 use cni_core::{Error, RangeSet, owner_of};
 
 use crate::{
-    failure,
     records::make_folder,
     reservations::{Wish, addresses, is_held},
 };
@@ -64,7 +63,7 @@ fn is_signed(marker: &Path) -> bool {
 }
 
 /// Lists what has no record, and what is of whom an address is wished, as lines `<address> <container>`, and keeps
-/// that at `path`.
+/// that at `path` where it can be kept.
 fn list(folder: &Path, path: &Path, wish: Wish<'_>) -> Result<String, Error> {
     let all = addresses(folder)?;
     let is_few = all.len() <= MOST;
@@ -76,7 +75,10 @@ fn list(folder: &Path, path: &Path, wish: Wish<'_>) -> Result<String, Error> {
             text.push_str(&format!("{ip} {}\n", owner.container));
         }
     }
-    path.parent().map_or(Ok(()), make_folder)?;
-    fs::write(path, &text).map_err(|e| failure::file("write", path, &e))?;
+    let kept = path.parent().map_or(Ok(()), make_folder).is_ok_and(|()| fs::write(path, &text).is_ok());
+    if !kept {
+        // Half of it would be taken for all. Without it the next one lists again.
+        let _ = fs::remove_file(path);
+    }
     Ok(text)
 }
