@@ -245,7 +245,7 @@ fn compare(seen: &[Qdisc], limit: Limit, near: &Link) -> Option<String> {
     });
     let Some(found) = found else { return Some("there is no token bucket".to_owned()) };
     // The kernel keeps a burst as a time in units of 64 ns.
-    let close = u64::from(found.burst.abs_diff(wanted.burst)) <= wanted.rate / 15_625_000 + 1;
+    let close = u64::from(found.burst.abs_diff(wanted.told_burst())) <= wanted.rate / 15_625_000 + 1;
     let same = (found.rate, found.limit) == (wanted.rate, wanted.limit) && close;
     let same = same || limit.is_as_the_reference_sets_it(found.rate, found.limit);
     (!same).then(|| format!("{found:?} doesn't match {wanted:?}"))

@@ -94,6 +94,20 @@ impl TokenBucket {
         remove(format!("token bucket from {name}"), payload)
     }
 
+    /// The burst as the kernel tells it, give or take some bytes: it keeps the time that the burst takes at the
+    /// rate, and tells the last 32 bits of that in its units.
+    #[must_use]
+    pub fn told_burst(&self) -> u32 {
+        let ticks = u64::from(self.burst) * TICKS_PER_SECOND / self.rate.max(1);
+        self.burst_of(ticks & u64::from(u32::MAX))
+    }
+
+    /// What goes at the rate in that time.
+    fn burst_of(&self, ticks: u64) -> u32 {
+        let burst = u128::from(ticks) * u128::from(self.rate) / u128::from(TICKS_PER_SECOND);
+        u32::try_from(burst).unwrap_or(u32::MAX)
+    }
+
     /// `struct tc_tbf_qopt`. The link layer is said, so no table of times is needed.
     fn parameters(&self) -> Vec<u8> {
         let rate = u32::try_from(self.rate).unwrap_or(u32::MAX);
@@ -124,8 +138,8 @@ impl TokenBucket {
         }
         let at = |at: usize| parameters.and_then(|bytes| bytes.get(at..at + 4)).and_then(number);
         let rate = large.or(at(8).map(u64::from))?;
-        let burst = u128::from(at(28)?) * u128::from(rate) / u128::from(TICKS_PER_SECOND);
-        Some(Self { rate, burst: u32::try_from(burst).unwrap_or(u32::MAX), limit: at(24)? })
+        let told = Self { rate, burst: 0, limit: at(24)? };
+        Some(Self { burst: told.burst_of(at(28)?.into()), ..told })
     }
 }
 
@@ -296,6 +310,14 @@ mod tests {
             b"\x28\0\x01\0\x03\x01\0\0\xff\xff\0\0\xff\xff\xff\xff\0\0\0\0\0\0\0\0\0\0\0\0\x80\x17\xb4\x2c\x68\xc1\x1b\0\0\0\0\0\
               \x08\0\x06\0\0\x65\xcd\x1d\x0c\0\x04\0\0\xe4\x0b\x54\x02\0\0\0",
         );
+    }
+
+    #[test]
+    fn a_long_burst_is_told_by_the_rest_of_its_time() {
+        let told = |rate, burst| TokenBucket { rate, burst, limit: 0 }.told_burst();
+        assert_eq!((told(1, 1514), told(5, 1514), told(12, 4542)), (139, 139, 1243));
+        assert_eq!((told(6, 1514), told(12_500, 4542)), (1513, 4542));
+        assert_eq!(told(u64::MAX, u32::MAX), 0);
     }
 
     #[test]

@@ -210,6 +210,23 @@ fn what_a_kill_left_is_replaced_and_what_is_in_use_is_not() -> Result<()> {
 }
 
 #[test]
+fn the_lowest_rates_are_as_they_were_set() -> Result<()> {
+    let Some(bed) = Bed::new("slow")? else { return Ok(()) };
+    let pod = Netns::new()?;
+    let who = Who::new("c1", &pod);
+    let before = call("ADD", &who, &bed.bridge()).result();
+    for rate in [1, 8, 40, 44, 100, 1000] {
+        for burst in [rate, HUGE] {
+            let chain = Chain::new(&bed, &both(rate, burst))?;
+            let result = chain.call("ADD", &who, &before).result();
+            chain.call("CHECK", &who, &result).silent();
+            chain.call("DEL", &who, &result).silent();
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn each_loss_of_a_limit_is_noticed() -> Result<()> {
     let Some(bed) = Bed::new("lostlimit")? else { return Ok(()) };
     let breaks = [
