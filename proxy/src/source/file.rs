@@ -54,6 +54,8 @@ pub struct FileSource {
     path: PathBuf,
     node: NodeName,
     files: BTreeMap<PathBuf, Content>,
+    /// The files that are known to be there, with or without content that could be read.
+    there: BTreeSet<PathBuf>,
     /// The file or folder has been there.
     seen: bool,
     /// What is wrong with each file or object, by what it is about.
@@ -84,6 +86,7 @@ impl FileSource {
             path,
             node,
             files: BTreeMap::new(),
+            there: BTreeSet::new(),
             seen: false,
             troubles: BTreeMap::new(),
             unread: BTreeSet::new(),
@@ -96,7 +99,8 @@ impl FileSource {
         if let Some(listed) = self.list() {
             self.seen = true;
             let gone = |path: &PathBuf| !listed.contains(path) && touched.includes(path);
-            for path in self.files.keys().filter(|path| gone(path)).cloned().collect::<Vec<_>>() {
+            for path in self.there.iter().filter(|path| gone(path)).cloned().collect::<Vec<_>>() {
+                self.there.remove(&path);
                 self.files.remove(&path);
                 self.forget_troubles(&path.display().to_string());
             }
@@ -159,6 +163,7 @@ impl FileSource {
     }
 
     fn read_file(&mut self, path: &Path) {
+        self.there.insert(path.to_owned());
         let about = path.display().to_string();
         let known = self.files.contains_key(path);
         let text = match fs::read_to_string(path) {

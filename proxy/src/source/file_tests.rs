@@ -105,6 +105,20 @@ fn a_file_that_does_not_parse_keeps_its_old_content() {
 }
 
 #[test]
+fn a_file_that_never_parsed_leaves_nothing_behind() {
+    let folder = Folder::new("never");
+    folder.write("a.yaml", &service("a", "10.96.0.1"));
+    let path = folder.write("b.yaml", "a: [b");
+    let mut source = source(&folder.0);
+    source.read(&Touched::All);
+    assert!(source.troubles().count() == 1 && !source.is_complete());
+    fs::remove_file(&path).unwrap();
+    source.read(&Touched::Files([path].into()));
+    assert!(source.troubles().count() == 0 && source.is_complete());
+    assert_eq!(names(&source), A);
+}
+
+#[test]
 fn an_object_that_turns_bad_stays_as_it_was_and_harms_no_other() {
     let folder = Folder::new("bad");
     let path = folder.write("a.yaml", &(service("a", "10.96.0.1") + &service("b", "10.96.0.2")));
