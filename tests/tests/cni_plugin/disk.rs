@@ -64,7 +64,9 @@ fn a_disk_that_takes_nothing_is_one_error_and_nothing_is_left() -> Result<()> {
             assert!(error["code"] == 5 && text.contains(&disk) && text.contains(reason), "{error}");
             // Records, reservations and what was delegated are named by container or address.
             for (when, files) in [("the failure", left), ("DEL", rest)] {
-                let strays = files.lines().filter(|line| line.contains("c1") || line.contains("/10.42."));
+                let strays = files.lines().filter(|line| {
+                    ["c1", "/10.42.", ".boot_id.new"].iter().any(|stray| line.contains(stray))
+                });
                 assert_eq!(strays.collect::<Vec<_>>(), [""; 0], "after {when}, {folder}, {reason}");
             }
             assert!(bed.veths()?.is_empty());
