@@ -9,7 +9,7 @@ use netmodel::{NodeName, Port, Protocol};
 use ruleset::Family;
 
 use crate::{
-    object::{ObjectName, parse_ip},
+    object::{ObjectName, parse_ip, special},
     services::{ServicePort, protocol},
     wire::{self, SERVICE_NAME_LABEL},
 };
@@ -103,7 +103,7 @@ impl Slice {
             parse_ip(&endpoint.addresses[0]).map(|address| Endpoint { address, state })
         };
         let service = ObjectName::new(&wire.metadata.namespace, service);
-        let endpoints = with_address.map(endpoint).collect::<Result<_, _>>()?;
+        let endpoints = with_address.map(endpoint).filter(is_usable).collect::<Result<_, _>>()?;
         let part = Part { ports: slice_ports(&wire.ports)?, endpoints };
         Ok(Some(Self { service, legacy: false, parts: Box::new([part]) }))
     }
@@ -121,12 +121,17 @@ impl Slice {
                 let state = State { ready, serving: ready, terminating: false, here };
                 parse_ip(&address.ip).map(|address| Endpoint { address, state })
             };
-            let endpoints = ready.chain(others).map(endpoint).collect::<Result<_, _>>()?;
+            let endpoints = ready.chain(others).map(endpoint).filter(is_usable).collect::<Result<_, _>>()?;
             Ok(Part { ports: slice_ports(&subset.ports)?, endpoints })
         };
         let parts = wire.subsets.iter().map(part).collect::<Result<_, String>>()?;
         Ok(Self { service: (&wire.metadata).into(), legacy: true, parts })
     }
+}
+
+/// Not at a special address. Who holds the manifest is told by [`crate::object::remark`].
+fn is_usable(endpoint: &Result<Endpoint, String>) -> bool {
+    endpoint.as_ref().map_or(true, |endpoint| special(endpoint.address).is_none())
 }
 
 fn is_here(node_name: Option<&str>, node: &NodeName) -> bool {

@@ -98,6 +98,25 @@ fn endpoints_may_have_subsets_with_different_ports() {
 }
 
 #[test]
+fn special_addresses_are_left_out_and_named() {
+    let text = slice(
+        "[{addresses: [127.0.0.1]}, {addresses: [10.0.0.1]}, {addresses: [0.0.0.0]}, {addresses: [224.0.0.1]}, \
+         {addresses: [255.255.255.255]}, {addresses: [169.254.1.1]}, {addresses: [127.0.0.1]}]",
+    );
+    assert_eq!(chosen(&text), "10.0.0.1:8080* | 10.0.0.1:8080");
+    let remark = |text: &str| crate::object::remark(&Manifest::read(text).unwrap().objects[0]);
+    let expected = "0.0.0.0 is the unspecified address, 127.0.0.1 is a loopback address, 169.254.1.1 is a link-local \
+                    address, 224.0.0.1 is a multicast address, 255.255.255.255 is the broadcast address: \
+                    no endpoint can be that; it is served without";
+    assert_eq!(remark(&text).as_deref(), Some(expected));
+    assert_eq!(remark(&slice("[{addresses: [10.0.0.1]}, {addresses: []}]")), None);
+    let legacy = "{apiVersion: v1, kind: Endpoints, metadata: {name: s}, subsets: [\
+        {addresses: [{ip: 10.0.0.1}], notReadyAddresses: [{ip: '127.0.0.1'}], ports: [{name: p, port: 1}]}]}";
+    assert_eq!(chosen(legacy), "10.0.0.1:1* | 10.0.0.1:1");
+    assert!(remark(legacy).is_some());
+}
+
+#[test]
 fn an_address_that_is_none_refuses_the_slice() {
     let manifest = Manifest::read(&slice("[{addresses: [10.0.0.300]}]")).unwrap();
     let Object::EndpointSlice(wire) = &manifest.objects[0] else { panic!("no slice") };

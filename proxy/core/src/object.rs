@@ -1,6 +1,6 @@
 //! Objects as the proxy keeps them: checked, small, and shared between those who hold them.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc};
 
 use netmodel::{NodeName, Subnet};
 
@@ -133,6 +133,33 @@ pub fn check(object: &wire::Object, node: &NodeName) -> Result<Option<(Key, Obje
         Ok(object) => Ok(object.map(|object| (key, object))),
         Err(why) => Err(BadObject { kind: kind.as_str().to_owned(), name: key.name.to_string(), why }),
     }
+}
+
+/// What of an object that is fine is not served, though the rest is, in one line.
+#[must_use]
+pub fn remark(object: &wire::Object) -> Option<String> {
+    match object {
+        wire::Object::Service(service) => {
+            let unserved = service.spec.unserved().join(", ");
+            (!unserved.is_empty()).then(|| format!("{unserved}: not in this version; it is served without"))
+        }
+        wire::Object::EndpointSlice(slice) => {
+            special_among(slice.endpoints.iter().filter_map(|endpoint| endpoint.addresses.first()))
+        }
+        wire::Object::Endpoints(endpoints) => {
+            let all = endpoints.subsets.iter().flat_map(|s| s.addresses.iter().chain(&s.not_ready_addresses));
+            special_among(all.map(|address| &address.ip))
+        }
+        wire::Object::Node(_) | wire::Object::ServiceCidr(_) => None,
+    }
+}
+
+fn special_among<'a>(addresses: impl Iterator<Item = &'a String>) -> Option<String> {
+    let parsed: BTreeSet<IpAddr> = addresses.filter_map(|text| parse_ip(text).ok()).collect();
+    let named = |address: &IpAddr| special(*address).map(|what| format!("{address} is {what}"));
+    let named: Vec<_> = parsed.iter().filter_map(named).collect();
+    (!named.is_empty())
+        .then(|| format!("{}: no endpoint can be that; it is served without", named.join(", ")))
 }
 
 fn check_node(node: &wire::Node) -> Result<Object, String> {

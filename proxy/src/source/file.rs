@@ -19,7 +19,7 @@ use std::{
 use netmodel::NodeName;
 use proxy_core::{
     catalog::Objects,
-    object::{Key, Object, check},
+    object::{Key, Object, check, remark},
     wire::{self, BadObject, Manifest, WireError},
 };
 
@@ -226,17 +226,6 @@ impl FileSource {
         self.troubles.insert(about, text);
     }
 
-    /// A Service that asks for more than we do is served without, but not in silence. Whether it does.
-    fn name_unserved(&mut self, about: &str, object: &wire::Object, key: &Key) -> bool {
-        let wire::Object::Service(service) = object else { return false };
-        let unserved = service.spec.unserved().join(", ");
-        if !unserved.is_empty() {
-            let text = format!("{unserved}: not in this version; it is served without");
-            self.troubles.insert(format!("{about}: {key}"), text);
-        }
-        !unserved.is_empty()
-    }
-
     /// The objects of a document, and whether nothing is wrong with it. An object that is as before stays the same
     /// allocation; one that is bad stays as it was before.
     fn checked(&mut self, about: &str, manifest: Manifest, old: &Objects) -> (Document, bool) {
@@ -245,7 +234,10 @@ impl FileSource {
         for wire in &manifest.objects {
             match check(wire, &self.node) {
                 Ok(Some((key, object))) => {
-                    is_fine &= !self.name_unserved(about, wire, &key);
+                    if let Some(text) = remark(wire) {
+                        self.troubles.insert(format!("{about}: {key}"), text);
+                        is_fine = false;
+                    }
                     let same = old.get(&key).filter(|old| ***old == object).cloned();
                     objects.push((key, same.unwrap_or_else(|| Arc::new(object))));
                 }
