@@ -116,8 +116,28 @@ impl FileSource {
             tracing::error!("{about}: {trouble}");
         }
         for about in before.keys().filter(|about| !self.troubles.contains_key(*about)) {
-            tracing::info!("{about}: fine now");
+            if let Some(end) = self.end_of(about) {
+                tracing::info!("{about}: {end}");
+            }
         }
+    }
+
+    /// How a trouble with a file or object ended; nothing where only the objects of the file are what is wrong now.
+    fn end_of(&self, about: &str) -> Option<&'static str> {
+        let of_object = format!("{about}: ");
+        if self.troubles.keys().any(|other| other.starts_with(&of_object)) {
+            return None;
+        }
+        let is_file = |path: &PathBuf| path.to_str() == Some(about);
+        let has_object = |(path, content): (&PathBuf, &Content)| {
+            let name = about.strip_prefix(&format!("{}: ", path.display()));
+            let name = name.and_then(|name| name.split_once(' '));
+            let is = |key: &Key| name == Some((key.kind.as_str(), key.name.as_str()));
+            name.is_some() && content.objects.keys().any(is)
+        };
+        let there =
+            is_file(&self.path) || self.there.iter().any(is_file) || self.files.iter().any(has_object);
+        Some(if there { "fine now" } else { "gone" })
     }
 
     /// The file or folder has been there. Until then nothing is known about what Services there should be.

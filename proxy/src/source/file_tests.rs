@@ -119,6 +119,27 @@ fn a_file_that_never_parsed_leaves_nothing_behind() {
 }
 
 #[test]
+fn the_end_of_a_trouble_is_told_as_it_is() {
+    let folder = Folder::new("end");
+    let path = folder.write("a.yaml", &(service("a", "10.96.0.1") + &service("b", "127.0.0.1")));
+    let mut source = source(&folder.0);
+    source.read(&Touched::All);
+    let file = path.display().to_string();
+    let end = |source: &FileSource, of: &str| source.end_of(&format!("{file}{of}"));
+    assert_eq!(end(&source, ""), None, "one of its objects is bad");
+    assert_eq!(end(&source, ": Service default/a"), Some("fine now"));
+    assert_eq!(end(&source, ": Service default/c"), Some("gone"));
+    folder.write("a.yaml", &service("a", "10.96.0.1"));
+    source.read(&Touched::All);
+    assert_eq!(end(&source, ""), Some("fine now"));
+    assert_eq!(end(&source, ": Service default/b"), Some("gone"));
+    fs::remove_file(&path).unwrap();
+    source.read(&Touched::All);
+    assert_eq!(end(&source, ""), Some("gone"));
+    assert_eq!(end(&source, ": Service default/a"), Some("gone"));
+}
+
+#[test]
 fn an_object_that_turns_bad_stays_as_it_was_and_harms_no_other() {
     let folder = Folder::new("bad");
     let path = folder.write("a.yaml", &(service("a", "10.96.0.1") + &service("b", "10.96.0.2")));
