@@ -132,6 +132,17 @@ impl fmt::Display for HostPrefix {
 pub const POD_BRIDGES: [&str; 3] = ["cni0", "docker0", "cbr0"];
 
 impl NodeFacts {
+    /// The Ethernet addresses of a new VXLAN device of this node: by its identity, and, where a machine that
+    /// shares the identity has that one, by its identity and its public address.
+    #[must_use]
+    pub fn vtep_macs(&self, vni: Vni) -> [Mac; 2] {
+        let mut here = self.identity;
+        for (byte, salt) in here.0.iter_mut().zip(self.public_ip.octets()) {
+            *byte ^= salt;
+        }
+        [self.identity.vtep_mac(vni), here.vtep_mac(vni)]
+    }
+
     /// An address is on the link of the underlay interface: no router is in between.
     #[must_use]
     pub fn is_on_link(&self, address: Ipv4Addr) -> bool {

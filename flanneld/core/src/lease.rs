@@ -105,6 +105,9 @@ pub struct Known<'a> {
     pub leases: &'a [RawLease],
     /// All records of nodes (`<prefix>/weft/nodes/`).
     pub records: &'a [(NodeIdentity, NodeRecord)],
+    /// Addresses that took a lease from this node while it held it: what they hold is never ours, whatever
+    /// identity it was taken by.
+    pub rivals: &'a BTreeSet<Ipv4Addr>,
 }
 
 /// A subnet for this node, and how to take it.
@@ -213,6 +216,10 @@ pub fn choose(
     let held = parse(known.leases, &config.network);
     let others = Others::of(known.records, me);
     let mut own = own_leases(&held, &others, config, me);
+    own.retain(|(lease, _)| {
+        lease.public_ip == Some(me.public_ip) || lease.public_ip.is_none_or(|ip| !known.rivals.contains(&ip))
+    });
+    let foreign_macs = foreign_macs(&held, &own);
     let mut overlap = None;
     let usable = |subnet: Subnet, overlap: &mut Option<(Subnet, HostPrefix)>| {
         let host = me.foreign_overlap(subnet);
@@ -239,7 +246,9 @@ pub fn choose(
     };
     let vni = config.vxlan.vni;
     let device = me.vteps.iter().find(|(v, _)| *v == vni).map(|(_, mac)| *mac);
-    let vtep_mac = device.or(mac).unwrap_or_else(|| me.identity.vtep_mac(vni));
+    let [by_identity, by_address] = me.vtep_macs(vni);
+    let macs = [device, mac, Some(by_identity)].into_iter().flatten();
+    let vtep_mac = macs.into_iter().find(|mac| !foreign_macs.contains(mac)).unwrap_or(by_address);
     let stale = own
         .into_iter()
         // By its public address alone a lease is deleted only if it can't be used, as flannel does.
@@ -308,7 +317,13 @@ fn own_leases<'a>(
     me: &NodeFacts,
 ) -> Vec<(Held<'a>, Reason)> {
     let device = me.vteps.iter().find(|(vni, _)| *vni == config.vxlan.vni).map(|(_, mac)| *mac);
-    let mine = others.mine.map(|record| (record.subnet, Some(record.public_ip)));
+    let here = |ip: Option<Ipv4Addr>| ip == Some(me.public_ip);
+    // With another address, a record that does not fit to subnet.env was written by a machine that shares our
+    // identity.
+    let is_ours = |record: &NodeRecord| {
+        me.previous.is_none_or(|previous| previous == record.subnet) || here(Some(record.public_ip))
+    };
+    let mine = others.mine.filter(is_ours).map(|record| (record.subnet, Some(record.public_ip)));
     let why = |lease: &Held<'_>| {
         if mine == Some((lease.subnet, lease.public_ip)) {
             Some((0, Reason::OwnByIdentity))
@@ -317,7 +332,7 @@ fn own_leases<'a>(
             Some((1, Reason::OwnByDevice))
         } else if others.nodes.contains(&(lease.subnet, lease.public_ip)) {
             None
-        } else if lease.public_ip == Some(me.public_ip) {
+        } else if here(lease.public_ip) {
             Some((2, Reason::OwnByPublicIp))
         } else {
             None
@@ -325,7 +340,23 @@ fn own_leases<'a>(
     };
     let mut own: Vec<_> = held.iter().filter_map(|lease| Some((why(lease)?, *lease))).collect();
     own.sort_by_key(|((rank, _), lease)| (*rank, lease.raw.created));
+    // Where a lease is ours by its address and by more than that, what our record or our device's Ethernet address
+    // names elsewhere is held by a machine that shares them.
+    let macs = me.vtep_macs(config.vxlan.vni);
+    let certain = |lease: &Held<'_>| {
+        let by_mac = lease.mac.is_some_and(|mac| Some(mac) == device || macs.contains(&mac));
+        here(lease.public_ip) && (by_mac || me.previous == Some(lease.subnet))
+    };
+    if own.iter().any(|(_, lease)| certain(lease)) {
+        own.retain(|(_, lease)| here(lease.public_ip));
+    }
     own.into_iter().map(|((_, reason), lease)| (lease, reason)).collect()
+}
+
+/// Ethernet addresses that leases of others name: of two leases with one of them peers skip the younger.
+fn foreign_macs(held: &[Held<'_>], own: &[(Held<'_>, Reason)]) -> BTreeSet<Mac> {
+    let is_own = |lease: &&Held<'_>| own.iter().any(|(own, _)| own.raw.key == lease.raw.key);
+    held.iter().filter(|lease| !is_own(lease)).filter_map(|lease| lease.mac).collect()
 }
 
 /// Subnets that this node had, the surest first.

@@ -20,6 +20,7 @@
 //! what was read before stays.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -129,7 +130,7 @@ fn read_under(
         Some(own) => named(own, &leases, &config, facts)
             .ok_or_else(|| FileError::Own { path: at(), own: own.clone() })?,
         None => {
-            let known = Known { leases: &leases, records: &[] };
+            let known = Known { leases: &leases, records: &[], rivals: &BTreeSet::new() };
             // The same file gives the same plan: the first free subnet is taken.
             let choice = choose(known, &config, facts, &mut |_| 0);
             choice.map_err(|cause| FileError::NoSubnet { path: at(), cause })?.lease

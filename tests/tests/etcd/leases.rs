@@ -10,7 +10,11 @@ use flanneld::{
         etcd::{Session, Times},
     },
 };
-use overlay_core::{lease::View, wire::vxlan_value};
+use overlay_core::{
+    host::NodeFacts,
+    lease::{Lease, View},
+    wire::vxlan_value,
+};
 use serde_json::json;
 use tokio::{sync::watch, time::timeout};
 
@@ -118,7 +122,7 @@ async fn a_restarted_node_gets_its_subnet_again_even_with_another_address() -> R
     let mut node = Node::start(&server, 1);
     let first = node.leased().await?.own.subnet;
     drop(node);
-    let moved = overlay_core::host::NodeFacts { public_ip: "192.0.2.99".parse()?, ..facts(1) };
+    let moved = NodeFacts { public_ip: "192.0.2.99".parse()?, ..facts(1) };
     let mut node = Node::start_with(&settings(&server), quick(), moved);
     let again = node.leased().await?.own;
     assert_eq!((again.subnet, again.public_ip.to_string()), (first, "192.0.2.99".to_owned()));
@@ -133,7 +137,7 @@ async fn what_flannel_leased_by_public_address_is_taken_over() -> Result<()> {
     let server = Server::start(1)?;
     server.put_config()?;
     server.put("subnets/10.5.34.0-24", &flannels("192.0.2.3"))?;
-    server.put("subnets/10.5.35.0-24", &flannels("192.0.2.4"))?;
+    server.put("subnets/10.5.35.0-24", &flannels("192.0.2.4").replace("8f:44", "8f:45"))?;
     let mut node = Node::start(&server, 3);
     let assignment = node.leased().await?;
     assert_eq!(assignment.own.subnet.to_string(), "10.5.34.0/24");
@@ -146,7 +150,7 @@ async fn what_flannel_leased_by_public_address_is_taken_over() -> Result<()> {
 async fn the_subnet_of_subnet_env_is_taken_again_if_it_is_free() -> Result<()> {
     let server = Server::start(1)?;
     server.put_config()?;
-    let before = |n: u8| overlay_core::host::NodeFacts { previous: "10.5.77.0/24".parse().ok(), ..facts(n) };
+    let before = |n: u8| NodeFacts { previous: "10.5.77.0/24".parse().ok(), ..facts(n) };
     let mut first = Node::start_with(&settings(&server), quick(), before(1));
     assert_eq!(first.leased().await?.own.subnet.to_string(), "10.5.77.0/24");
     let mut second = Node::start_with(&settings(&server), quick(), before(2));
@@ -190,7 +194,7 @@ async fn a_new_address_is_written_in_place_and_seen_by_others() -> Result<()> {
             facts.public_ip = [192, 0, 2, 111].into();
         }
     });
-    let has_new = |view: &overlay_core::lease::View| {
+    let has_new = |view: &View| {
         let leases = view.assignment.iter().flat_map(|a| a.leases.iter());
         leases.into_iter().any(|lease| lease.key == key(before.subnet) && lease.value.contains("192.0.2.111"))
     };
@@ -297,17 +301,52 @@ async fn an_older_lease_of_the_whole_network_keeps_no_node_from_its_subnet() -> 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_with_a_stolen_identity_does_not_fight() -> Result<()> {
+async fn machines_with_one_identity_do_not_fight_and_share_nothing() -> Result<()> {
     let server = Server::start(1)?;
     server.put_config()?;
-    let mut first = Node::start(&server, 1);
-    first.leased().await?;
     // A machine that was cloned: the same identity, another address.
-    let clone = overlay_core::host::NodeFacts { public_ip: "192.0.2.201".parse()?, ..facts(1) };
-    let mut second = Node::start_with(&settings(&server), quick(), clone);
+    let one = facts(1);
+    let clone = NodeFacts { public_ip: "192.0.2.201".parse()?, ..facts(1) };
+    let mut first = Node::start(&server, 1);
+    let before = first.leased().await?.own.subnet;
+    let mut second = Node::start_with(&settings(&server), quick(), clone.clone());
     second.leased().await?;
     eventually("apart", || Ok(first.subnet() != second.subnet())).await?;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    let note = first.note().context("a note")?;
+    let taken =
+        format!("the lease of {before} was taken by 192.0.2.201: that machine and this one, 192.0.2.1, have");
+    assert!(note.starts_with(&taken), "{note}");
+    let mut held = [first.leased().await?.own, second.leased().await?.own];
+    // Both restart, as after a boot and as a mere program, one before the other and in turn.
+    for (round, keeps_files) in [false, true, true].into_iter().enumerate() {
+        quiet(&server).await?;
+        assert_ne!(held[0].vtep_mac, held[1].vtep_mac);
+        drop((first, second));
+        let again = |facts: &NodeFacts, own: &Lease| {
+            let vteps = if keeps_files { vec![(own.vni, own.vtep_mac)] } else { vec![] };
+            let facts = NodeFacts { vteps, previous: keeps_files.then_some(own.subnet), ..facts.clone() };
+            Node::start_with(&settings(&server), quick(), facts)
+        };
+        if round == 1 {
+            second = again(&clone, &held[1]);
+            second.leased().await?;
+            first = again(&one, &held[0]);
+        } else {
+            first = again(&one, &held[0]);
+            first.leased().await?;
+            second = again(&clone, &held[1]);
+        }
+        let now = [first.leased().await?.own, second.leased().await?.own];
+        let parts = |held: &[Lease; 2]| held.map(|own| (own.subnet, own.vtep_mac));
+        assert_eq!(parts(&now), parts(&held), "round {round}");
+        held = now;
+    }
+    quiet(&server).await
+}
+
+/// Nobody writes anything for a while.
+async fn quiet(server: &Server) -> Result<()> {
+    tokio::time::sleep(Duration::from_millis(500)).await;
     let revision = server.json("config")?["header"]["revision"].clone();
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(server.json("config")?["header"]["revision"], revision, "they still write");

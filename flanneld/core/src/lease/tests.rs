@@ -9,6 +9,18 @@ fn check(
     me: &NodeFacts,
     expected: &str,
 ) -> Option<Choice> {
+    check_beside(&[], leases, records, me, expected)
+}
+
+/// The same where those addresses took a lease from this node before.
+fn check_beside(
+    rivals: &[&str],
+    leases: &[RawLease],
+    records: &[(u8, &str, &str)],
+    me: &NodeFacts,
+    expected: &str,
+) -> Option<Choice> {
+    let rivals = rivals.iter().map(|ip| ip.parse().unwrap()).collect();
     let records: Vec<_> = records
         .iter()
         .map(|(id, subnet, ip)| {
@@ -16,7 +28,7 @@ fn check(
             (NodeIdentity([*id; 16]), record)
         })
         .collect();
-    let known = Known { leases, records: &records };
+    let known = Known { leases, records: &records, rivals: &rivals };
     let config = config(r#"{"Network":"10.5.0.0/20","Backend":{"Type":"vxlan"}}"#);
     let choice = choose(known, &config, me, &mut |_| 0);
     let text = match &choice {
@@ -84,6 +96,48 @@ fn a_lease_that_another_wrote_meanwhile_is_not_its_own() {
     // Two nodes behind one address: the record says whose it is.
     let shared = [lease("10.5.3.0-24", "192.0.2.1", 9)];
     check(&shared, &[(2, "10.5.3.0/24", "192.0.2.1")], &facts(), "10.5.1.0-24 create: a free subnet");
+}
+
+/// `lease` with the Ethernet address that `facts` has by its identity.
+fn with_our_mac(lease: RawLease) -> RawLease {
+    let mac = facts().vtep_macs(Vni::try_from(1).unwrap())[0].to_string();
+    RawLease { value: lease.value.replace("02:00:00:00:00:09", &mac), ..lease }
+}
+
+#[test]
+fn what_a_machine_with_the_same_identity_took_stays_theirs() {
+    let vni = Vni::try_from(1).unwrap();
+    let [by_identity, by_address] = facts().vtep_macs(vni);
+    let taken = with_our_mac(lease("10.5.3.0-24", "192.0.2.9", 9));
+    let record = [(1, "10.5.3.0/24", "192.0.2.9")];
+    let me = NodeFacts { vteps: vec![(vni, by_identity)], previous: "10.5.3.0/24".parse().ok(), ..facts() };
+    let other = "10.5.1.0-24 create: a free subnet";
+    let choice = check_beside(&["192.0.2.9"], std::slice::from_ref(&taken), &record, &me, other).unwrap();
+    assert_eq!(choice.lease.vtep_mac, by_address, "the other machine has the first one");
+    // After a restart the lease of our own address is surer than the record, which the other one wrote last.
+    let both = [taken, choice_as_lease(&choice)];
+    let restarted =
+        NodeFacts { vteps: vec![(vni, by_address)], previous: "10.5.1.0/24".parse().ok(), ..facts() };
+    for (me, why) in [(&restarted, "its device"), (&facts(), "its public address")] {
+        let own = format!("10.5.1.0-24 replace @1: this node's own lease, by {why}");
+        let choice = check(&both, &record, me, &own).unwrap();
+        assert_eq!((choice.lease.vtep_mac, choice.stale), (by_address, vec![]));
+    }
+    // Where it has ended, subnet.env tells that the record is not ours.
+    let free = "10.5.1.0-24 create: this node's earlier subnet, by subnet.env";
+    check(&both[..1], &record, &restarted, free);
+}
+
+fn choice_as_lease(choice: &Choice) -> RawLease {
+    RawLease { value: choice.lease.value(), ..lease(&choice.lease.key(), "192.0.2.1", 10) }
+}
+
+#[test]
+fn an_ethernet_address_of_another_lease_is_not_used() {
+    let leases = [lease("10.5.3.0-24", "192.0.2.1", 9), lease("10.5.4.0-24", "192.0.2.4", 9)];
+    let own = "10.5.3.0-24 replace @1: this node's own lease, by its public address";
+    let choice = check(&leases, &[], &facts(), own).unwrap();
+    assert_eq!(choice.lease.vtep_mac, facts().vtep_macs(choice.lease.vni)[0]);
 }
 
 #[test]

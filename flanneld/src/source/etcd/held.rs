@@ -1,6 +1,9 @@
 //! The lease that this node holds, and what a look into etcd says about it. Nothing here does I/O.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    net::Ipv4Addr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use netmodel::Subnet;
 use overlay_core::{
@@ -48,7 +51,7 @@ pub(super) enum Standing {
     /// Somebody else wrote it.
     Taken {
         /// The address in it, where it can be read.
-        by: String,
+        by: Option<Ipv4Addr>,
     },
 }
 
@@ -90,15 +93,23 @@ impl Held {
         self.renew_at = (!reservation).then(|| Instant::now() + wait);
     }
 
+    /// It was written again with the same value.
+    pub(super) fn rewritten(&mut self, modified: i64, ttl_lease: i64) {
+        self.modified = modified;
+        if self.ttl_lease != ttl_lease {
+            self.ttl_lease = ttl_lease;
+            self.lease.expires = self.lease.expires.filter(|_| ttl_lease != 0);
+            self.renew_at = (ttl_lease != 0).then(Instant::now);
+        }
+    }
+
     /// What `snapshot` says about it.
     pub(super) fn standing(&self, snapshot: &Snapshot) -> Standing {
         let Some(RawLease { value, modified, ttl_lease, .. }) = snapshot.leases.get(&self.key) else {
             return Standing::Gone;
         };
         if !self.values.contains(value) {
-            let parsed = value.parse::<LeaseValue>();
-            let by = parsed.map_or_else(|_| "an unknown node".to_owned(), |v| v.public_ip.to_string());
-            Standing::Taken { by }
+            Standing::Taken { by: value.parse::<LeaseValue>().ok().map(|value| value.public_ip) }
         } else if *modified == self.modified {
             Standing::Ours
         } else {
@@ -188,11 +199,11 @@ mod tests {
         );
         assert_eq!(
             held.standing(&snapshot(vec![raw("10.5.3.0-24", other, 5, 9)])),
-            Standing::Taken { by: "192.0.2.9".to_owned() }
+            Standing::Taken { by: "192.0.2.9".parse().ok() }
         );
         assert_eq!(
             held.standing(&snapshot(vec![raw("10.5.3.0-24", "{".to_owned(), 5, 9)])),
-            Standing::Taken { by: "an unknown node".to_owned() }
+            Standing::Taken { by: None }
         );
     }
 

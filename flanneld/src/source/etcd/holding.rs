@@ -1,16 +1,17 @@
 //! Getting a lease and keeping it.
 
-use std::time::Duration;
+use std::{net::Ipv4Addr, time::Duration};
 
+use netmodel::Subnet;
 use overlay_core::{
     host::{NodeFacts, NodeIdentity},
-    lease::{Choice, Claim, Known, Lease, NoSubnet, RawLease, choose},
-    wire::LeaseKey,
+    lease::{Choice, Claim, Known, NoSubnet, RawLease, choose},
+    wire::{LeaseKey, NodeRecord},
 };
 use tokio::time::{Instant, sleep};
 
 use super::{
-    AWAY, End, Fatal, GATHER, Session,
+    AWAY, End, Fatal, GATHER, MISSING, Session,
     held::{Held, Standing, Term, older_overlap},
     pick,
     store::{Condition, Snapshot, Write},
@@ -20,14 +21,12 @@ use crate::source::facts;
 /// A race for a subnet that is lost this often is worth a line.
 const MANY_RACES: u32 = 10;
 
-/// A lease that we held and lost.
+/// A subnet that we held and lost.
 #[derive(Clone, Debug)]
 pub(super) struct Lost {
-    pub(super) lease: Lease,
+    subnet: Subnet,
     /// What happened, as the end of "the lease of 10.5.3.0/24 ...".
     how: String,
-    /// Somebody else wrote it, as its record if that has our identity.
-    foreign: bool,
 }
 
 impl Session {
@@ -35,23 +34,19 @@ impl Session {
     pub(super) async fn hold(&mut self) -> Result<(), End> {
         let facts = facts(&mut self.ports).await;
         if let Some(held) = &mut self.held {
+            let subnet = held.lease.subnet;
             let how = match held.standing(&self.snapshot) {
                 Standing::Ours => None,
                 Standing::Rewritten { modified, ttl_lease } => {
-                    held.modified = modified;
-                    if held.ttl_lease != ttl_lease {
-                        held.ttl_lease = ttl_lease;
-                        held.lease.expires = held.lease.expires.filter(|_| ttl_lease != 0);
-                        held.renew_at = (ttl_lease != 0).then(Instant::now);
-                    }
+                    held.rewritten(modified, ttl_lease);
                     None
                 }
-                Standing::Gone => Some(("was deleted or ended".to_owned(), false)),
-                Standing::Taken { by } => Some((format!("was taken by {by}"), true)),
+                Standing::Gone => Some("was deleted or ended".to_owned()),
+                Standing::Taken { by } => Some(self.taken(by, &facts).await),
             };
-            if let Some((how, foreign)) = how {
-                tracing::warn!(subnet = %held.lease.subnet, "the lease {how}");
-                self.lost = Some(Lost { lease: held.lease, how, foreign });
+            if let Some(how) = how {
+                tracing::info!(%subnet, "the lease {how}");
+                self.lost = Some(Lost { subnet, how });
                 self.held = None;
             }
         }
@@ -59,6 +54,23 @@ impl Session {
             Some(held) => self.keep(held, &facts).await,
             None => self.acquire(&facts).await,
         }
+    }
+
+    /// Another node took our lease: it stays theirs. What happened, as the end of "the lease ...".
+    async fn taken(&mut self, by: Option<Ipv4Addr>, facts: &NodeFacts) -> String {
+        // Whoever has our public address as well can't be told from us; then this is no race without end.
+        if self.taken_at.replace(Instant::now()).is_some_and(|before| before.elapsed() < MISSING) {
+            sleep(self.random.jitter(MISSING)).await;
+        }
+        let Some(by) = by else { return "was taken by an unknown node".to_owned() };
+        self.rivals.insert(by);
+        let (us, me) = (facts.identity, facts.public_ip);
+        let is_twin = |(id, record): &(_, NodeRecord)| *id == us && record.public_ip == by && by != me;
+        if self.snapshot.records.iter().any(is_twin) {
+            let same = "have one identity (/etc/machine-id and Ethernet address); give each its own";
+            return format!("was taken by {by}: that machine and this one, {me}, {same}");
+        }
+        format!("was taken by {by}")
     }
 
     /// Writes the lease again where it is due, or where it says something that is no longer so.
@@ -145,16 +157,11 @@ impl Session {
         // What peers held before the store was emptied is theirs to take again, and never ours to write.
         let former = self.former.missing(present);
         leases.extend(former.map(|lease| RawLease { value: String::new(), ..lease.clone() }));
-        let mut records = self.snapshot.records.clone();
         let mut facts = facts.clone();
         if let Some(lost) = &self.lost {
-            facts.previous = Some(lost.lease.subnet);
-            if lost.foreign {
-                // We did not write what the record says: another node has our identity.
-                records.retain(|(identity, _)| *identity != facts.identity);
-            }
+            facts.previous = Some(lost.subnet);
         }
-        let known = Known { leases: &leases, records: &records };
+        let known = Known { leases: &leases, records: &self.snapshot.records, rivals: &self.rivals };
         choose(known, config, &facts, &mut |below| pick(&mut self.random, below)).map_err(|none| match none {
             NoSubnet::AllOverlap { .. } if self.lost.is_none() => End::Fatal(Fatal::NoSubnet(none)),
             none => End::Missing(none.to_string()),
@@ -206,7 +213,7 @@ impl Session {
             tracing::info!(%subnet, why = %choice.reason, "leased a subnet");
             return;
         };
-        let Lost { lease: Lease { subnet: before, .. }, how, .. } = lost;
+        let Lost { subnet: before, how } = lost;
         let note = if before == subnet {
             format!("the lease of {before} {how}; took it again")
         } else {

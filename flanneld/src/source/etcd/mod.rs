@@ -24,7 +24,7 @@ mod holding;
 mod store;
 mod version2;
 
-use std::{convert::Infallible, net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, convert::Infallible, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use daemon::{Backoff, OnChange, Random};
 use overlay_core::{
@@ -89,6 +89,9 @@ pub struct Session {
     held: Option<Held>,
     /// A lease that we held and lost.
     lost: Option<Lost>,
+    /// Addresses that took a lease from us, and when one did so last.
+    rivals: BTreeSet<Ipv4Addr>,
+    taken_at: Option<Instant>,
     /// What the store held before it was emptied.
     former: Former,
     note: Option<String>,
@@ -136,6 +139,8 @@ impl Session {
             config: None,
             held: None,
             lost: None,
+            rivals: BTreeSet::new(),
+            taken_at: None,
             former: Former::default(),
             note: None,
             said: OnChange::default(),
@@ -386,7 +391,7 @@ pub(super) async fn look(settings: EtcdSettings, facts: &NodeFacts) -> Result<As
     let Some(text) = &snapshot.config else { return Err(store.no_config().await) };
     let config = Config::parse(text).map_err(|error| format!("{error} (at {key} in etcd)"))?;
     let leases: Vec<RawLease> = snapshot.leases.values().cloned().collect();
-    let known = Known { leases: &leases, records: &snapshot.records };
+    let known = Known { leases: &leases, records: &snapshot.records, rivals: &BTreeSet::new() };
     let mut random = Random::from_system();
     let choice =
         choose(known, &config, facts, &mut |below| pick(&mut random, below)).map_err(|e| e.to_string())?;
