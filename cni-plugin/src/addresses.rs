@@ -112,23 +112,27 @@ fn name_service(ipam: &Ipam) -> Result<Dns, Error> {
     Ok(parse_resolv_conf(&text))
 }
 
-/// Releases what the container of `call` holds: what its record tells, or where that tells nothing, as for what
-/// other plugins reserved, what is found in the folder that the configuration names.
+/// Releases what the container of `call` holds: what its record tells, or where that may not be all, as for what
+/// other plugins reserved, what is found in its folder and in the one that the configuration names.
 pub(crate) fn release(
     call: &Call,
     configured: Option<&Reservations>,
     record: Option<&Held>,
     records: &Records,
 ) -> Result<(), Error> {
-    let noted = record.map(|record| &record.before).filter(|before| before.whole);
-    if let Some((noted, folder)) = noted.and_then(|noted| Some((noted, noted.folder.as_ref()?))) {
-        return release_noted(&call.who, &Reservations::of(folder.into(), records), noted);
+    let noted = record.map(|record| &record.before);
+    let folder = noted.and_then(|noted| noted.folder.as_ref());
+    let own = folder.map(|folder| Reservations::of(folder.into(), records));
+    if let Some(noted) = noted.filter(|noted| noted.closed) {
+        return own.map_or(Ok(()), |own| release_noted(&call.who, &own, noted));
     }
-    let Some(reservations) = configured.filter(|_| noted.is_none()) else { return Ok(()) };
-    let mut addresses = reservations.held(&call.who)?;
-    addresses.extend(reported_before(call));
-    addresses.extend(record.iter().flat_map(|record| record.before.pods()).map(|pod| pod.address));
-    reservations.release(&call.who, &addresses, lock::patience())
+    for reservations in own.iter().chain(configured) {
+        let mut addresses = reservations.held(&call.who)?;
+        addresses.extend(reported_before(call));
+        addresses.extend(noted.iter().flat_map(|noted| noted.pods()).map(|pod| pod.address));
+        reservations.release(&call.who, &addresses, lock::patience())?;
+    }
+    Ok(())
 }
 
 /// The addresses that ADD reported, where the runtime still knows.

@@ -75,17 +75,18 @@ fn end_subnets(call: &Call) -> Result<(), Error> {
     Ok(())
 }
 
-/// What there may be of this attachment: what its record says, or anything where there is no record that can
-/// be believed. Without a record and without a link only what the configuration says was ever made.
+/// What there may be of this attachment: what its record says, or anything where there is no record that tells
+/// all. Without a record and without a link only what the configuration says was ever made.
 fn traces(call: &Call, record: Option<&Held>, is_linked: bool) -> Record {
     match record {
-        Some(record) if record.before.whole => record.before.clone(),
+        Some(record) if record.before.closed => record.before.clone(),
         _ => {
             let is_found = record.is_some() || is_linked;
             Record {
                 masqueraded: is_found,
                 host_ports: is_found || call.network.is_handed("portMappings"),
                 limits: is_found || call.network.is_handed("bandwidth"),
+                scratch: record.and_then(|record| record.before.scratch.clone()),
                 ..Record::default()
             }
         }

@@ -38,7 +38,8 @@ pub(crate) struct Held {
     pub(crate) who: Option<Attachment>,
     /// Nothing was ever in it.
     pub(crate) is_new: bool,
-    has_begun: Cell<bool>,
+    /// How much of it stays where the rest is garbled or cut short, until something is noted.
+    kept: Cell<Option<usize>>,
 }
 
 impl Records {
@@ -167,20 +168,30 @@ impl Held {
         let network = path.parent().and_then(Path::file_name).map(|name| name.to_string_lossy());
         let who = who.or_else(|| Attachment::in_record(&network.unwrap_or_default(), &content));
         let before = Record::parse(&content);
-        let (is_new, has_begun) = (content.is_empty(), Cell::new(before.whole));
-        Ok(Self { path, file, before, who, is_new, has_begun })
+        let lines = content.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+        let kept = if before.whole { Some(lines).filter(|lines| *lines < content.len()) } else { Some(0) };
+        Ok(Self { path, file, before, who, is_new: content.is_empty(), kept: Cell::new(kept) })
     }
 
     /// Notes what is about to be made.
     pub(crate) fn note(&self, traces: &[Trace]) -> Result<(), Error> {
         let failed = |e: io::Error| failure::file("write", &self.path, &e);
         let mut text = String::new();
-        if !self.has_begun.replace(true) {
-            self.file.set_len(0).map_err(failed)?;
-            text.extend(self.who.as_ref().map(Record::begin));
+        if let Some(kept) = self.kept.take() {
+            self.file.set_len(kept as u64).map_err(failed)?;
+            text.extend(self.who.as_ref().filter(|_| kept == 0).map(Record::begin));
         }
         text.extend(traces.iter().map(Trace::line));
         (&self.file).write_all(text.as_bytes()).map_err(failed)
+    }
+
+    /// ADD has come to its end, and DEL needs nothing but the record; unless what an earlier ADD left in it was not
+    /// closed and may be cut short. Where it can't be written, DEL looks for everything.
+    pub(crate) fn close(&self) {
+        let length = self.file.metadata().ok().and_then(|file| usize::try_from(file.len()).ok());
+        if let Some(length) = length.filter(|_| self.is_new || self.before.closed) {
+            let _ = (&self.file).write_all(Record::end(length).as_bytes());
+        }
     }
 
     /// Forgets the attachment: nothing of it is left.
@@ -250,6 +261,28 @@ mod tests {
         assert!(again.before.whole && again.before.masqueraded && again.before.limits && !again.is_new);
         again.remove().expect("removed");
         assert!(all.names().is_empty() && !dir.path().join("attachments/n").exists());
+    }
+
+    #[test]
+    fn a_record_is_closed_unless_something_may_be_missing() {
+        let dir = TempDir::new("closed").expect("a folder");
+        let all = records(&dir);
+        let add = |trace: Trace| {
+            let held = all.take(&who("eth0")).expect("a record");
+            held.note(&[trace]).expect("written");
+            held.close();
+            drop(held);
+            all.find(&who("eth0")).expect("readable").expect("a record").before
+        };
+        assert!(add(Trace::Masquerade).closed);
+        let second = add(Trace::Pod("default/web".into()));
+        assert!(second.closed && second.masqueraded, "a later ADD appends");
+        let path = dir.path().join("attachments/n/c1-eth0");
+        let text = fs::read_to_string(&path).expect("readable");
+        let (before, _) = text.split_once("/web").expect("a pod");
+        fs::write(&path, before).expect("written");
+        let third = add(Trace::Limits);
+        assert!(third.limits && third.masqueraded && third.pod.is_none() && !third.closed, "{third:?}");
     }
 
     #[test]

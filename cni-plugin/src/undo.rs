@@ -32,10 +32,12 @@ impl<'a> Undo<'a> {
         self.steps.push(Box::new(take_back));
     }
 
-    /// The attachment is complete.
+    /// The attachment is complete, and so is its record.
     pub(crate) fn keep(mut self) {
         self.steps.clear();
-        self.record = None;
+        if let Some(record) = self.record.take() {
+            record.close();
+        }
     }
 }
 

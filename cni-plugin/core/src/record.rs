@@ -37,8 +37,11 @@ pub enum Trace {
 /// What a record tells.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
-    /// It begins as it must. What is not whole may tell too little.
+    /// It begins as it must.
     pub whole: bool,
+    /// It ends as it must, and nothing of it is missing. What is not closed may tell too little: ADD was killed, or
+    /// the file was cut short.
+    pub closed: bool,
     /// [`Trace::Host`].
     pub host: Option<String>,
     /// [`Trace::Folder`].
@@ -89,11 +92,18 @@ impl Record {
         format!("{HEADER}container {}\ninterface {}\n", who.container, who.ifname)
     }
 
+    /// The last line of a record that has `length` bytes before it, once everything is made.
+    #[must_use]
+    pub fn end(length: usize) -> String {
+        format!("made {length}\n")
+    }
+
     /// Reads a record. A line that was cut short, as by a kill, or that isn't known counts for nothing.
     #[must_use]
     pub fn parse(content: &[u8]) -> Self {
         let text = String::from_utf8_lossy(content);
-        let mut record = Self { whole: text.starts_with(HEADER), ..Self::default() };
+        let whole = text.starts_with(HEADER);
+        let mut record = Self { whole, closed: whole && is_closed(content), ..Self::default() };
         for line in text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')) {
             match line.split_once(' ').unwrap_or((line, "")) {
                 ("host", namespace) => record.host = Some(namespace.to_owned()),
@@ -125,6 +135,11 @@ impl Record {
         }
         pods
     }
+}
+
+fn is_closed(content: &[u8]) -> bool {
+    let last = content.split_inclusive(|byte| *byte == b'\n').next_back().unwrap_or_default();
+    last == Record::end(content.len() - last.len()).as_bytes()
 }
 
 /// `0 10.42.3.2/24`.
@@ -208,6 +223,22 @@ mod tests {
         for garbage in ["", "\0\0", "{}", "address 0 x/1\nfolder relative\naddress\n"] {
             assert_eq!(Record::parse(garbage.as_bytes()), Record::default(), "{garbage:?}");
         }
+    }
+
+    #[test]
+    fn only_a_complete_record_is_closed() {
+        let begun = format!("{}masquerade\nlimits\n", Record::begin(&who("c1", "eth0")));
+        let text = format!("{begun}{}", Record::end(begun.len()));
+        assert!(Record::parse(text.as_bytes()).closed);
+        for cut in 0..text.len() {
+            assert!(!Record::parse(&text.as_bytes()[..cut]).closed, "{cut}");
+        }
+        assert!(!Record::parse(text.replace("limits\n", "").as_bytes()).closed, "a line is missing");
+        let again = format!("{text}folder /elsewhere\n");
+        assert!(!Record::parse(again.as_bytes()).closed, "another ADD has begun");
+        let closed = format!("{again}{}", Record::end(again.len()));
+        assert!(Record::parse(closed.as_bytes()).closed);
+        assert!(!Record::parse(Record::end(0).as_bytes()).closed, "garbled");
     }
 
     #[test]

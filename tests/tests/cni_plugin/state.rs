@@ -17,7 +17,9 @@ fn an_attachment_has_one_record_until_it_goes() -> Result<()> {
     let config = with(&bed.bridge(), &json!({"ipMasq": true}));
     call("ADD", &who, &config).result();
     let text = fs::read_to_string(bed.path("state/attachments/net/c1-eth0"))?;
-    for line in ["container c1", "interface eth0", "address 0 10.99.0.2/24", "masquerade", "host net:["] {
+    for line in
+        ["container c1", "interface eth0", "address 0 10.99.0.2/24", "masquerade", "host net:[", "made "]
+    {
         assert!(text.contains(line), "{line} in {text}");
     }
     let long = Who { id: "x".repeat(300), ifname: "eth1".into(), ..who.clone() };
@@ -72,6 +74,50 @@ fn rule_46_a_garbled_record_hides_nothing() -> Result<()> {
                 !rules.contains("weft:net/c1") || (garbage.is_none() && !is_linked),
                 "{garbage:?}: {rules}"
             );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn rule_46_a_record_that_was_cut_short_hides_nothing() -> Result<()> {
+    let Some(bed) = Bed::new("cut")? else { return Ok(()) };
+    let pod = Netns::new()?;
+    let who = Who::new("c1", &pod);
+    let config = with(&bed.bridge(), &json!({"ipMasq": true}));
+    let asked = json!({
+        "capabilities": {"portMappings": true, "bandwidth": true},
+        "runtimeConfig": {
+            "portMappings": [{"hostPort": 18_080, "containerPort": 80, "protocol": "tcp"}],
+            "bandwidth": {"egressRate": 8_000_000, "egressBurst": 80_000},
+        },
+    });
+    let elsewhere = json!({"ipam": {"type": "host-local", "dataDir": "/nowhere"}});
+    let path = bed.path("state/attachments/net/c1-eth0");
+    for line in 0.. {
+        for (part, parts) in [(0, 1), (1, 2), (1, 1)] {
+            call("ADD", &who, &with(&config, &asked)).result();
+            let text = fs::read_to_string(&path)?;
+            assert!(text.lines().last().is_some_and(|last| last.starts_with("made ")), "{text}");
+            let lines: Vec<&str> = text.split_inclusive('\n').collect();
+            let start: usize = lines.iter().take(line).map(|line| line.len()).sum();
+            let length = lines.get(line).map_or(0, |line| line.trim_end().len());
+            let cut = start + length * part / parts;
+            fs::write(&path, &text[..cut])?;
+            // Where the record still tells the folder, nobody else needs to.
+            let knows = text[..cut].contains("networks/net\n");
+            let changed = if knows { with(&config, &elsewhere) } else { config.clone() };
+            call("DEL", &who.homeless(), &changed).silent();
+            let at = format!("after {:?}", &text[..cut]);
+            assert_eq!((bed.reservations("net"), bed.records("net")), (vec![], vec![]), "{at}");
+            assert!(bed.veths()?.is_empty(), "{at}");
+            let ifbs = Cmd::new("ip -o link show type ifb").ok()?.stdout;
+            assert!(!ifbs.contains("bwp"), "{at}: {ifbs}");
+            let rules = Cmd::new("nft list ruleset").ok()?.stdout;
+            assert!(!rules.contains("weft:net/"), "{at}: {rules}");
+            if line >= lines.len() {
+                return Ok(());
+            }
         }
     }
     Ok(())
