@@ -314,7 +314,10 @@ impl Manifest {
             return Self::read_yaml(text);
         }
         // What begins like JSON may still be YAML in flow style; if it is neither, JSON's error is the better one.
-        Self::read_json(text).or_else(|error| Self::read_yaml(text).map_err(|_| error))
+        Self::read_json(text).or_else(|error| {
+            Self::read_yaml(text)
+                .map_err(|yaml| if matches!(yaml, WireError::NoObject { .. }) { yaml } else { error })
+        })
     }
 
     fn read_json(text: &str) -> Result<Self, WireError> {
@@ -352,6 +355,12 @@ impl Manifest {
             (Some(""), Some(Value::Array(items))) => items.into_iter().try_for_each(|i| self.add(i, None)),
             (Some(kind), Some(Value::Array(items))) => {
                 items.into_iter().try_for_each(|i| self.add(i, Some((&version, kind))))
+            }
+            // What has a name of its own may have a kind that only sounds like a list.
+            (Some(_), None)
+                if value.get("items").is_some_and(|i| !i.is_null()) && name_of(&value).ends_with('/') =>
+            {
+                Err("its items are not a list")
             }
             _ => {
                 self.add_object(&version, &kind, value);
@@ -415,7 +424,10 @@ fn name_of(value: &Value) -> String {
 }
 
 fn typed<T: DeserializeOwned>(value: Value) -> Result<T, String> {
-    serde_json::from_value(value).map_err(|error| error.to_string())
+    // The field's name costs time, and is asked for only where something is wrong.
+    T::deserialize(&value)
+        .or_else(|_| serde_path_to_error::deserialize(value))
+        .map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
