@@ -154,7 +154,13 @@ async fn the_subnet_of_subnet_env_is_taken_again_if_it_is_free() -> Result<()> {
     let mut first = Node::start_with(&settings(&server), quick(), before(1));
     assert_eq!(first.leased().await?.own.subnet.to_string(), "10.5.77.0/24");
     let mut second = Node::start_with(&settings(&server), quick(), before(2));
-    assert_ne!(second.leased().await?.own.subnet.to_string(), "10.5.77.0/24");
+    let own = second.leased().await?.own.subnet;
+    assert_ne!(own.to_string(), "10.5.77.0/24");
+    let lost = format!(
+        "the lease of 10.5.77.0/24 was taken by 192.0.2.1 while flanneld was not running; leased {own} instead: \
+         running pods keep their addresses"
+    );
+    assert_eq!((first.note(), second.note()), (None, Some(lost)));
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use netmodel::Subnet;
 use overlay_core::{
     host::{NodeFacts, NodeIdentity},
     lease::{Choice, Claim, Known, NoSubnet, RawLease, choose},
-    wire::{LeaseKey, NodeRecord},
+    wire::{LeaseKey, LeaseValue, NodeRecord},
 };
 use tokio::time::{Instant, sleep};
 
@@ -192,7 +192,7 @@ impl Session {
             }
             return Ok(false);
         }
-        self.announce(choice);
+        self.announce(choice, facts);
         // A reservation is the operator's, not ours to remove.
         for stale in choice.stale.iter().filter(|lease| lease.ttl_lease != 0 && lease.key != key) {
             tracing::info!(lease = stale.key, "removing an earlier lease of this node");
@@ -203,13 +203,13 @@ impl Session {
     }
 
     /// Logs, and notes, which lease we have now and why.
-    fn announce(&mut self, choice: &Choice) {
+    fn announce(&mut self, choice: &Choice, facts: &NodeFacts) {
         let subnet = choice.lease.subnet;
         if let Some((other, host)) = &choice.overlap {
             // The loop warns of every overlap; this says what came of this one.
             tracing::debug!("{other} overlaps {host} of this host: it is not leased again");
         }
-        let Some(lost) = self.lost.take() else {
+        let Some(lost) = self.lost.take().or_else(|| lost_while_down(&self.snapshot, subnet, facts)) else {
             tracing::info!(%subnet, why = %choice.reason, "leased a subnet");
             return;
         };
@@ -261,6 +261,19 @@ impl Session {
         self.held = Some(held);
         Ok(true)
     }
+}
+
+/// The subnet of `subnet.env`, if another node holds it now.
+fn lost_while_down(snapshot: &Snapshot, own: Subnet, facts: &NodeFacts) -> Option<Lost> {
+    let subnet = facts.previous.filter(|previous| *previous != own)?;
+    let is_it = |lease: &&RawLease| lease.key.parse::<LeaseKey>().is_ok_and(|key| key.subnet == subnet);
+    let by = snapshot.leases.values().find(is_it)?.value.parse::<LeaseValue>().map(|value| value.public_ip);
+    if by.as_ref() == Ok(&facts.public_ip) {
+        // It is ours, and can't be used any more.
+        return None;
+    }
+    let by = by.map_or_else(|_| "an unknown node".to_owned(), |by| by.to_string());
+    Some(Lost { subnet, how: format!("was taken by {by} while flanneld was not running") })
 }
 
 /// What must hold so that the lease which was last written at `modified` is replaced by one at `key`.
