@@ -192,15 +192,20 @@ impl Connection {
     }
 }
 
-/// A server that hangs up shows in many ways, one time this and one time that; one text for all of them
-/// is said once. It is also what happens where only one of the two sides speaks TLS, or where the server
-/// wants a certificate of a client that has none (`anonymous`).
+/// A host that is away and a server that hangs up show in many ways, one time this and one time that; one text
+/// for all of them is said once. The latter is also what happens where only one of the two sides speaks TLS, or
+/// where the server wants a certificate of a client that has none (`anonymous`).
 fn with_hint(url: &str, anonymous: bool, cause: String) -> String {
+    const AWAY: &[&str] =
+        &["deadline has elapsed", "no answer within", "no route to host", "timed out", "timeout"];
     const HUNG_UP: &[&str] =
         &["connection closed", "connection reset", "broken pipe", "reading a body from connection"];
     const REFUSED_TLS: &[&str] =
         &["tls handshake eof", "invalidcontenttype", "alert: certificate", "alert: badcertificate"];
     let is = |ways: &[&str]| ways.iter().any(|way| cause.to_lowercase().contains(way));
+    if is(AWAY) && !cause.starts_with("etcdserver: ") {
+        return "no answer in time, or no route to its host".to_owned();
+    }
     let hint = match (url.starts_with("https://"), anonymous) {
         (false, _) if is(HUNG_UP) => "if it speaks TLS, write https://",
         (true, false) if is(HUNG_UP) || is(REFUSED_TLS) => {
@@ -279,6 +284,18 @@ mod tests {
             "etcd does not answer: http://127.77.77.1:2: Connection refused (os error 111); \
              http://127.77.77.1:3: Connection refused (os error 111)"
         );
+    }
+
+    #[test]
+    fn a_host_that_is_away_is_told_of_in_one_text_and_what_differs_in_its_own() {
+        let say = |cause: &str| with_hint("http://a", true, cause.to_owned());
+        let away = "no answer in time, or no route to its host";
+        for cause in ["deadline has elapsed", "No route to host (os error 113)", "no answer within 5 s"] {
+            assert_eq!(say(cause), away);
+        }
+        for cause in ["Connection refused (os error 111)", "etcdserver: request timed out"] {
+            assert_eq!(say(cause), cause);
+        }
     }
 
     #[tokio::test]
