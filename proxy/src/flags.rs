@@ -185,10 +185,10 @@ fn subnets<'a>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn parse(line: &str) -> Result<Settings, Vec<String>> {
+    pub(crate) fn parse(line: &str) -> Result<Settings, Vec<String>> {
         let arguments = line.split_whitespace().map(Into::into);
         let asked = PROGRAM.parse(arguments, |name| (name == "NODE_NAME").then(|| "from-env".to_owned()));
         match PROGRAM.outcome(asked, check) {

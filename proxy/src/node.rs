@@ -150,6 +150,21 @@ pub fn node_ports(settings: &Settings, machine: &Machine, own: &BTreeSet<IpAddr>
     }
 }
 
+/// Why node ports are open at fewer addresses than was asked for.
+#[must_use]
+pub fn why_closed(settings: &Settings, machine: &Machine, own: &BTreeSet<IpAddr>) -> Option<&'static str> {
+    match (&settings.node_port_addresses, node_ports(settings, machine, own)) {
+        (NodePortAddresses::Some { primary: true, .. }, _) if own.is_empty() => Some(
+            "this node's address is not known: there is no Node with an InternalIP, no default route, and not \
+             exactly one address",
+        ),
+        (_, NodePorts::At(addresses)) if addresses.is_empty() => Some(
+            "--nodeport-addresses fits no address of this node (only IPv4 ones count, and no loopback ones)",
+        ),
+        _ => None,
+    }
+}
+
 /// The name of this node: the one that was given, or the host's. A host's name that can't be a node's is made
 /// one, as nothing else depends on it than which endpoints and which Node are ours.
 #[must_use]
@@ -196,6 +211,22 @@ mod tests {
         one.addresses.remove(1);
         assert_eq!(one.primary(None, &pods), [ip("192.0.2.10")].into(), "a pod bridge's does not count");
         assert_eq!(one.primary(None, &[]), BTreeSet::new());
+    }
+
+    #[test]
+    fn node_ports_that_are_open_nowhere_are_told() {
+        let why = |words: &str, own: &[IpAddr]| {
+            let arguments = ["--from=file:x".to_owned(), format!("--nodeport-addresses={words}")];
+            let settings = crate::flags::tests::parse(&arguments.join(" ")).unwrap();
+            why_closed(&settings, &machine(None), &own.iter().copied().collect()).unwrap_or_default()
+        };
+        for nowhere in ["::/0", "127.0.0.0/8", "198.51.100.0/24"] {
+            assert!(why(nowhere, &[ip("192.0.2.10")]).contains("fits no address"), "{nowhere}");
+        }
+        for somewhere in ["all", "primary", "192.0.2.0/24", "primary,::/0"] {
+            assert_eq!(why(somewhere, &[ip("192.0.2.10")]), "", "{somewhere}");
+        }
+        assert!(why("primary", &[]).contains("is not known"));
     }
 
     #[test]

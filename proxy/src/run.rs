@@ -26,7 +26,7 @@ use ruleset::{Family, Observed, Transaction};
 
 use crate::{
     alone,
-    flags::{NodePortAddresses, Settings},
+    flags::Settings,
     kernel::Kernel,
     node::{self, Machine},
     source::file::{FileSource, Touched, watch},
@@ -201,14 +201,8 @@ impl Runner {
 
     /// What keeps node ports or forwarding from working is said once.
     fn warn_about_machine(&self) {
-        let wants_primary =
-            matches!(self.settings.node_port_addresses, NodePortAddresses::Some { primary: true, .. });
-        if wants_primary && self.own_addresses().is_empty() {
-            tracing::warn!(
-                node = %self.node,
-                "this node's address is not known: there is no Node with an InternalIP, no default route, and \
-                 not exactly one address; node ports stay closed until then"
-            );
+        if let Some(why) = node::why_closed(&self.settings, &self.machine, &self.own_addresses()) {
+            tracing::warn!(node = %self.node, "{why}; node ports stay closed until then");
         }
         if linux::sysctl::read(&["net", "ipv4", "ip_forward"]).is_ok_and(|value| value == "0") {
             tracing::warn!(
