@@ -11,7 +11,7 @@ use linux::{
 use netmodel::{Mtu, ROUTE_PROTOCOL, Subnet, Vni};
 use overlay_core::{
     host::{DeviceKind, HostPrefix, NodeFacts, NodeIdentity, POD_BRIDGES, Underlay},
-    wire::SubnetEnv,
+    wire::{BadSubnetEnv, SubnetEnv},
 };
 use sha2::{Digest, Sha256};
 
@@ -93,14 +93,22 @@ impl Host {
     }
 }
 
+/// The subnet that an earlier run wrote into the subnet file; `None` where there is no file.
+///
+/// # Errors
+/// The file names no subnet.
+pub fn previous(subnet_file: &Path) -> Result<Option<Subnet>, BadSubnetEnv> {
+    let Ok(text) = fs::read(subnet_file) else { return Ok(None) };
+    SubnetEnv::previous(&String::from_utf8_lossy(&text)).map(Some)
+}
+
 /// Gathers the facts about this node.
 ///
 /// # Errors
 /// The interface that leads to other nodes can't be told yet.
 pub fn facts(settings: &Settings, socket: &mut RouteSocket) -> Result<NodeFacts, NotYet> {
     let host = Host::read(socket)?;
-    let previous = fs::read_to_string(&settings.subnet_file).ok();
-    let previous = previous.and_then(|text| SubnetEnv::previous(&text));
+    let previous = previous(&settings.subnet_file).unwrap_or_default();
     let link = choose(settings, &host, previous, socket)?;
     let underlay = underlay(settings, &host, link)?;
     Ok(NodeFacts {

@@ -107,6 +107,9 @@ impl Loop {
     /// # Errors
     /// Netlink is missing.
     pub fn new(settings: Arc<Settings>, links: Links) -> Result<Self, Fatal> {
+        if let Err(error) = node::previous(&settings.subnet_file) {
+            tracing::warn!("{}: {error}; going on without it", settings.subnet_file.display());
+        }
         Ok(Self {
             reporter: Reporter::new(&settings, links.health.clone()),
             settings,

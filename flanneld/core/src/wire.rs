@@ -14,7 +14,7 @@ use crate::json::Object;
 
 mod env;
 
-pub use env::SubnetEnv;
+pub use env::{BadSubnetEnv, SubnetEnv};
 
 /// Folder of the leases below the etcd prefix: `<prefix>/subnets/<key>`.
 pub const SUBNETS: &str = "subnets";

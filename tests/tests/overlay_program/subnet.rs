@@ -46,6 +46,20 @@ fn a_subnet_that_this_host_uses_is_left_out_and_the_warning_names_both() -> Resu
     Ok(())
 }
 
+#[test]
+fn a_garbled_subnet_file_is_warned_of_once_and_replaced() -> Result<()> {
+    let Some(mut node) = Node::new()? else { return Ok(()) };
+    node.dir.write("leases.json", r#"{"config": {"Network": "10.5.0.0/16"}, "leases": {}}"#)?;
+    fs::create_dir_all(node.subnet_file().parent().context("a folder")?)?;
+    fs::write(node.subnet_file(), "FLANNEL_SUBNET=10.5.300.1/24\n")?;
+    node.start()?;
+    let file = node.subnet_file();
+    let warning = format!("{}: FLANNEL_SUBNET \"10.5.300.1/24\" is not one IPv4 subnet", file.display());
+    assert_eq!(node.log().matches(&warning).count(), 1, "{}", node.log());
+    assert!(fs::read_to_string(file)?.contains("FLANNEL_SUBNET=10.5.1.1/24"));
+    Ok(())
+}
+
 /// Addresses of pods that run stay, and so does the lease that they are from.
 #[test]
 fn a_restart_with_pods_on_the_bridge_keeps_the_subnet() -> Result<()> {

@@ -18,15 +18,31 @@ pub struct SubnetEnv {
 }
 
 impl SubnetEnv {
-    /// This node's subnet in a file that an earlier run wrote. A list of several, or one that can't be
-    /// read, counts as none.
-    #[must_use]
-    pub fn previous(text: &str) -> Option<Subnet> {
-        let value = text.lines().rev().find_map(|line| line.trim().strip_prefix("FLANNEL_SUBNET="))?;
-        let (address, length) = value.trim_matches(['"', '\'']).split_once('/')?;
-        let address: IpAddr = address.parse().ok()?;
-        Subnet::containing(address, length.parse().ok()?).ok().filter(Subnet::is_ipv4)
+    /// This node's subnet in a file that an earlier run wrote.
+    ///
+    /// # Errors
+    /// It names none, several, or one that can't be read.
+    pub fn previous(text: &str) -> Result<Subnet, BadSubnetEnv> {
+        let line = text.lines().rev().find_map(|line| line.trim().strip_prefix("FLANNEL_SUBNET="));
+        let value = line.ok_or(BadSubnetEnv::Missing)?.trim_matches(['"', '\'']);
+        let parse = || {
+            let (address, length) = value.split_once('/')?;
+            let address: IpAddr = address.parse().ok()?;
+            Subnet::containing(address, length.parse().ok()?).ok().filter(Subnet::is_ipv4)
+        };
+        parse().ok_or_else(|| BadSubnetEnv::Value(value.to_owned()))
     }
+}
+
+/// A `subnet.env` that names no subnet.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadSubnetEnv {
+    /// The line is not there.
+    #[error("FLANNEL_SUBNET is missing")]
+    Missing,
+    /// It is there with something else.
+    #[error("FLANNEL_SUBNET {0:?} is not one IPv4 subnet")]
+    Value(String),
 }
 
 impl fmt::Display for SubnetEnv {
@@ -52,11 +68,11 @@ mod tests {
             ip_masq: true,
         };
         assert_eq!(env.to_string(), include_str!("../../tests/golden/subnet.env"));
-        assert_eq!(SubnetEnv::previous(&env.to_string()), Some(env.subnet));
+        assert_eq!(SubnetEnv::previous(&env.to_string()), Ok(env.subnet));
     }
 
     #[test]
-    fn what_cannot_be_read_counts_as_none() {
+    fn what_cannot_be_read_is_named() {
         for garbled in
             ["", "FLANNEL_SUBNET", "FLANNEL_SUBNET=", "FLANNEL_SUBNET=10.42.7.1", "FLANNEL_SUBNET=x/24"]
                 .into_iter()
@@ -66,8 +82,14 @@ mod tests {
                     "FLANNEL_SUBNET=fd00::1/64",
                 ])
         {
-            assert_eq!(SubnetEnv::previous(garbled), None, "{garbled}");
+            let error = SubnetEnv::previous(garbled).unwrap_err().to_string();
+            let expected = garbled.split_once('=').map_or_else(
+                || "FLANNEL_SUBNET is missing".to_owned(),
+                |(_, value)| format!("FLANNEL_SUBNET {value:?} is not one IPv4 subnet"),
+            );
+            assert_eq!(error, expected);
         }
-        assert_eq!(SubnetEnv::previous("FLANNEL_SUBNET=\"10.1.2.1/24\"\r\n"), "10.1.2.0/24".parse().ok());
+        let quoted = SubnetEnv::previous("FLANNEL_SUBNET=\"10.1.2.1/24\"\r\n");
+        assert_eq!(quoted, Ok("10.1.2.0/24".parse().unwrap()));
     }
 }
