@@ -13,6 +13,7 @@ use daemon::{
     Secret,
     flags::{Given, Mistakes, Outcome},
 };
+use overlay_core::host::no_nodes_address;
 use regex_lite::Regex;
 
 pub use table::PROGRAM;
@@ -113,6 +114,10 @@ fn check(given: &Given, mistakes: &mut Mistakes) -> Option<Settings> {
     if subnet_file.file_name().is_none() {
         mistakes.value(format!("{}: it must name a file", given.describe("subnet-file")));
     }
+    let public_ip = given.parsed("public-ip", mistakes);
+    if let Some(kind) = public_ip.and_then(no_nodes_address) {
+        mistakes.value(format!("{}: it is {kind}, which peers can't send to", given.describe("public-ip")));
+    }
     let command = match given.command() {
         "plan" => Command::Plan,
         "cleanup" => Command::Cleanup,
@@ -124,7 +129,7 @@ fn check(given: &Given, mistakes: &mut Mistakes) -> Option<Settings> {
         iface: given.list("iface").into_iter().map(str::to_owned).collect(),
         iface_regex,
         iface_can_reach: given.parsed("iface-can-reach", mistakes),
-        public_ip: given.parsed("public-ip", mistakes),
+        public_ip,
         subnet_file,
         ip_masq: given.is_on("ip-masq"),
         masquerade_at_random: !given.is_on("ip-masq-fully-random-disable"),

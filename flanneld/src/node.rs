@@ -10,7 +10,7 @@ use linux::{
 };
 use netmodel::{Mtu, ROUTE_PROTOCOL, Subnet, Vni};
 use overlay_core::{
-    host::{DeviceKind, HostPrefix, NodeFacts, NodeIdentity, POD_BRIDGES, Underlay},
+    host::{DeviceKind, HostPrefix, NodeFacts, NodeIdentity, POD_BRIDGES, Underlay, no_nodes_address},
     wire::{BadSubnetEnv, SubnetEnv},
 };
 use sha2::{Digest, Sha256};
@@ -217,10 +217,14 @@ fn underlay(settings: &Settings, host: &Host, link: &Link) -> Result<Underlay, N
         settings.public_ip == Some(**ip) || settings.iface.contains(&ip.to_string())
     };
     let address = addresses.iter().find(named).or(addresses.first());
+    let address = *address.ok_or_else(|| useless("has no IPv4 address"))?;
+    if no_nodes_address(address).is_some() {
+        return Err(useless("has no address that other nodes can send to"));
+    }
     Ok(Underlay {
         name: link.name.clone(),
         index: link.index,
-        address: *address.ok_or_else(|| useless("has no IPv4 address"))?,
+        address,
         mtu: Mtu::try_from(u64::from(link.mtu.min(u32::from(u16::MAX))))
             .ok()
             .filter(|mtu| mtu.get() >= overlay_core::LEAST_UNDERLAY_MTU)

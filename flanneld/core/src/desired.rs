@@ -13,7 +13,7 @@ use crate::{
     backend::vxlan::{self, Peer},
     config::Config,
     disjoint::Disjoint,
-    host::{HostPrefix, NodeFacts},
+    host::{HostPrefix, NodeFacts, no_nodes_address},
     lease::{Lease, RawLease},
     overlay::Overlay,
     wire::{self, BadKey, BadValue, LeaseKey, LeaseValue},
@@ -200,14 +200,8 @@ impl Used<'_> {
     }
 
     fn public_ip(&self, ip: Ipv4Addr, subnet: Subnet) -> Result<Ipv4Addr, Reason> {
-        let wrong = if ip.is_unspecified() {
-            "zero"
-        } else if ip.is_loopback() {
-            "a loopback address"
-        } else if ip.is_multicast() {
-            "a multicast address"
-        } else if ip.is_broadcast() {
-            "the broadcast address"
+        let wrong = if let Some(kind) = no_nodes_address(ip) {
+            kind
         } else if ip == self.me.public_ip || ip == self.me.underlay.address {
             "this node's own"
         } else if subnet.contains(ip.into()) {

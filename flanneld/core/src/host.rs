@@ -128,6 +128,22 @@ impl fmt::Display for HostPrefix {
     }
 }
 
+/// What kind of address it is, if no packet for another node can be sent to it.
+#[must_use]
+pub const fn no_nodes_address(ip: Ipv4Addr) -> Option<&'static str> {
+    Some(if ip.is_unspecified() {
+        "zero"
+    } else if ip.is_loopback() {
+        "a loopback address"
+    } else if ip.is_multicast() {
+        "a multicast address"
+    } else if ip.is_broadcast() {
+        "the broadcast address"
+    } else {
+        return None;
+    })
+}
+
 /// Names of the bridges that pods hang on by default: of flannel's plugin, docker, and the old one.
 pub const POD_BRIDGES: [&str; 3] = ["cni0", "docker0", "cbr0"];
 

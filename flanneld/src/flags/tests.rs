@@ -102,6 +102,16 @@ fn a_margin_out_of_range_ends_with_code_1_and_an_unknown_flag_with_2() {
 }
 
 #[test]
+fn a_public_address_that_peers_cannot_send_to_is_refused() {
+    for (ip, kind) in
+        [("0.0.0.0", "zero"), ("127.0.0.1", "a loopback address"), ("224.0.0.1", "a multicast address")]
+    {
+        let expected = format!("-public-ip {ip:?}: it is {kind}, which peers can't send to");
+        assert_eq!(wrong(&["-public-ip", ip]), (expected, 1));
+    }
+}
+
+#[test]
 fn the_password_is_in_no_text() {
     let settings = good(&["-etcd-username=u", "-etcd-password=hunter2"], &[]);
     assert!(!format!("{settings:?}").contains("hunter2"));

@@ -26,6 +26,18 @@ fn a_plan_is_printed_and_nothing_is_done() -> Result<()> {
 }
 
 #[test]
+fn an_interface_with_no_address_for_other_nodes_is_refused_until_it_has_one() -> Result<()> {
+    let Some(node) = Node::new()? else { return Ok(()) };
+    node.leases(&[])?;
+    let ran = node.command("plan -iface lo").run()?;
+    assert!(!ran.success(), "{ran}");
+    assert!(ran.stderr.contains("interface lo has no address that other nodes can send to"), "{ran}");
+    // Where routers announce it, a node's address is on lo.
+    node.net.cmd("ip address add 198.51.100.1/32 dev lo").ok()?;
+    node.command("plan -iface lo").ok().map(drop)
+}
+
+#[test]
 fn cleanup_takes_what_is_ours_and_nothing_else() -> Result<()> {
     let Some(mut node) = Node::new()? else { return Ok(()) };
     node.net.cmd("iptables-nft -A FORWARD -s 10.5.3.7 -j DROP").ok()?;
