@@ -304,11 +304,10 @@ impl Runner {
     /// Manifests that can't be read after a restart must not cost what they stood for: until all could be read,
     /// what is in the kernel for Services that nobody tells about stays.
     fn inherit(&mut self) {
-        if self.source.is_complete() {
-            self.inherited.clear();
-        }
-        let (catalog, machine) = (&self.catalog, &self.machine);
-        self.inherited.retain(|key, object| !catalog.knows(key) && machine.taken_by(object).is_none());
+        let (source, catalog, machine) = (&self.source, &self.catalog, &self.machine);
+        self.inherited.retain(|key, object| {
+            !source.is_complete_about(&key.name) && !catalog.knows(key) && machine.taken_by(object).is_none()
+        });
         for (key, object) in &self.inherited {
             self.catalog.set(key.clone(), Some(Arc::clone(object)));
         }
@@ -352,11 +351,11 @@ impl Runner {
             let mut found = have.as_ref().map(Found::read).unwrap_or_default();
             if !self.source.is_complete() {
                 self.inherited = found.unknown_to(&self.catalog, &self.node);
+                self.inherit();
                 if !self.inherited.is_empty() {
                     let objects = self.inherited.len();
                     tracing::warn!(objects, "what an earlier run left stays until all manifests can be read");
                 }
-                self.inherit();
             }
             self.state.sync_with(&mut self.catalog, &mut found, self.started.elapsed());
             (self.adopted, self.restarted) = (true, have.is_some());

@@ -19,7 +19,7 @@ use std::{
 use netmodel::NodeName;
 use proxy_core::{
     catalog::Objects,
-    object::{Key, Object, check, remark},
+    object::{Key, Object, ObjectName, check, remark},
     wire::{self, BadObject, Manifest, WireError},
 };
 
@@ -157,6 +157,15 @@ impl FileSource {
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.unread.is_empty()
+    }
+
+    /// All that the manifests hold about that Service was read: what was not is about Services of other names.
+    #[must_use]
+    pub fn is_complete_about(&self, service: &ObjectName) -> bool {
+        let is_another = |name: &str| !name.ends_with('/') && name != service.as_str();
+        self.unread.iter().all(|about| {
+            about.rsplit_once(": Service ").is_some_and(|(_, name)| is_another(name)) // and not a whole file
+        })
     }
 
     /// What is wrong, one line each.

@@ -119,6 +119,21 @@ fn a_file_that_never_parsed_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_service_that_is_passed_over_says_nothing_about_others() {
+    let folder = Folder::new("others");
+    folder.write("a.yaml", &service("a", "127.0.0.1"));
+    let mut source = source(&folder.0);
+    source.read(&Touched::All);
+    let about = |source: &FileSource, name: &str| source.is_complete_about(&ObjectName::new("", name));
+    assert!(!source.is_complete() && !about(&source, "a") && about(&source, "b"));
+    for unknown in ["a: [b", "{apiVersion: v1, kind: Service, spec: {}}"] {
+        folder.write("b.yaml", unknown);
+        source.read(&Touched::All);
+        assert!(!about(&source, "b"), "{unknown}");
+    }
+}
+
+#[test]
 fn the_end_of_a_trouble_is_told_as_it_is() {
     let folder = Folder::new("end");
     let path = folder.write("a.yaml", &(service("a", "10.96.0.1") + &service("b", "127.0.0.1")));
