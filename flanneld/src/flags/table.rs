@@ -43,7 +43,7 @@ const FLAGS: &[Flag] = &[
     Flag::text("subnet-file", "/run/flannel/subnet.env", "file that the CNI plugin reads"),
     Flag::text("public-ip", "", "address that other nodes send to"),
     Flag::refused("public-ipv6", Takes::Value, "IPv6 is not in this version"),
-    Flag::text(
+    Flag::number(
         "subnet-lease-renew-margin",
         "60",
         "minutes before its end that a lease is renewed, 1 to 1439",
@@ -53,7 +53,7 @@ const FLAGS: &[Flag] = &[
     Flag::switch("iptables-forward-rules", true, "accept forwarded packets from and to pods"),
     Flag::switch("ip-blackhole-route", false, "add a blackhole route for this node's own subnet"),
     Flag::text("healthz-ip", "0.0.0.0", "address for /healthz and /readyz"),
-    Flag::text("healthz-port", "0", "port for /healthz and /readyz; 0 is off"),
+    Flag::number("healthz-port", "0", "port for /healthz and /readyz; 0 is off"),
     Flag::switch("version", false, "print the version to standard error"),
     Flag::switch("json", false, "print `status` as JSON"),
     Flag::refused("kube-subnet-mgr", Takes::Switch, "the Kubernetes source is not in this version"),

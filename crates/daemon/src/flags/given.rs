@@ -53,6 +53,8 @@ pub(super) struct Value {
     pub(super) text: String,
     /// `-flag` or the name of a variable.
     pub(super) origin: String,
+    /// It is the value of a variable of its own.
+    pub(super) from_variable: bool,
     pub(super) secret: bool,
 }
 
@@ -179,6 +181,9 @@ impl Flag {
         }
         let off = truth == Some(false) || value.text.is_empty();
         match self.kind {
+            Kind::Number if !value.text.is_empty() => {
+                value.text.parse::<i64>().map(drop).map_err(|error| format!("{value}: {error}"))
+            }
             Kind::Refused(_) if !off => Err(format!("{}: {}", value.origin, self.help)),
             _ => Ok(()),
         }

@@ -5,8 +5,9 @@
 //! - Below the command line stands the environment: `<PREFIX><FLAG>` in upper case with `_` for `-`,
 //!   then the words of a variable that holds options, then other variables of a flag, then its
 //!   default. An empty variable is none.
-//! - Every mistake is reported, not just the first. What is a mistake on the command line is one in
-//!   the environment too, and names the variable.
+//! - Every mistake is reported, not just the first. It is one in the environment too, and names the variable; but
+//!   a variable that holds no number or truth value where one is asked for is warned of, and the default is used,
+//!   as with flannel.
 //!
 //! A word that is no flag names the command (`flanneld status -json`); the first one of the table is
 //! meant where there is none.
@@ -49,6 +50,8 @@ pub struct Flag {
 enum Kind {
     /// One value.
     Text,
+    /// One whole number.
+    Number,
     /// One value that is never printed.
     Secret,
     /// True or false.
@@ -75,6 +78,12 @@ impl Flag {
     #[must_use]
     pub const fn text(name: &'static str, default: &'static str, help: &'static str) -> Self {
         Self { name, kind: Kind::Text, default, help, variables: &[] }
+    }
+
+    /// A flag with one whole number.
+    #[must_use]
+    pub const fn number(name: &'static str, default: &'static str, help: &'static str) -> Self {
+        Self { name, kind: Kind::Number, default, help, variables: &[] }
     }
 
     /// A flag with one value that is never printed.
@@ -123,7 +132,7 @@ impl Flag {
 
 /// Flags of klog, which each of flannel's and kube-proxy's programs has.
 pub const KLOG: &[Flag] = &[
-    Flag::text("v", "0", "how much to log: 0 to 3 changes, 4 and 5 each step, 6 and more everything"),
+    Flag::number("v", "0", "how much to log: 0 to 3 changes, 4 and 5 each step, 6 and more everything"),
     klog("vmodule", Takes::Value),
     klog("log_backtrace_at", Takes::Value),
     klog("logtostderr", Takes::Switch),

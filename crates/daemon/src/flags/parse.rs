@@ -43,15 +43,21 @@ pub(super) fn parse(
             own.or_else(|| options.values.remove(flag.name)).or_else(low)
         });
         let Some(found) = found else { continue };
-        for value in &found {
-            if let Err(mistake) = flag.check(value) {
-                mistakes.usage(mistake);
+        let mut fitting = Vec::new();
+        for value in found {
+            match flag.check(&value) {
+                Ok(()) => fitting.push(value),
+                Err(mistake) if value.from_variable && !matches!(flag.kind, Kind::Refused(_)) => {
+                    warnings.push(format!("{mistake}; the default is used"));
+                }
+                Err(mistake) => mistakes.usage(mistake),
             }
         }
-        if let (Kind::Ignored(_), Some(value)) = (flag.kind, found.first()) {
+        let Some(value) = fitting.first() else { continue };
+        if let Kind::Ignored(_) = flag.kind {
             warnings.push(format!("{} has no effect: {}", value.origin, flag.help));
         }
-        values.insert(flag.name, found);
+        values.insert(flag.name, fitting);
     }
     Asked::Work(Given { command, flags: program.flags, values, warnings }, mistakes)
 }
@@ -108,12 +114,17 @@ fn add(values: &mut BTreeMap<&'static str, Vec<Value>>, flag: &'static Flag, tex
     if flag.kind != Kind::Repeated {
         values.clear();
     }
-    values.push(Value { text, origin, secret: flag.kind == Kind::Secret });
+    values.push(Value { text, origin, from_variable: false, secret: flag.kind == Kind::Secret });
 }
 
 fn from_variable(flag: &Flag, name: &str, variable: &dyn Fn(&str) -> Option<String>) -> Option<Vec<Value>> {
     let text = variable(name)?;
-    Some(vec![Value { text, origin: name.to_owned(), secret: flag.kind == Kind::Secret }])
+    Some(vec![Value {
+        text,
+        origin: name.to_owned(),
+        from_variable: true,
+        secret: flag.kind == Kind::Secret,
+    }])
 }
 
 fn command(program: &Program, plain: &[String], mistakes: &mut Mistakes) -> &'static str {

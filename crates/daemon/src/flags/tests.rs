@@ -7,7 +7,7 @@ const PROGRAM: Program = Program {
     flags: &[&[
         Flag::text("etcd-prefix", "/coreos.com/network", "key prefix")
             .or_variables(&["FLANNEL_ETCD_PREFIX", "FLANNEL_ETCD_KEY"]),
-        Flag::text("healthz-port", "0", "port"),
+        Flag::number("healthz-port", "0", "port"),
         Flag::secret("etcd-password", "password"),
         Flag::switch("ip-masq", false, "masquerade"),
         Flag::switch("iptables-forward-rules", true, "forward"),
@@ -111,17 +111,37 @@ fn the_options_variable_is_split_like_a_unit_file_does() {
 #[test]
 fn every_mistake_is_reported_and_names_where_it_was_made() {
     let (given, mut mistakes) =
-        parse("-nope=1 -healthz-port x -etcd-prefix", &[("FLANNELD_IP_MASQ", "yes"), ("FLANNELD_NOPE", "1")]);
-    assert_eq!(given.parsed::<u16>("healthz-port", &mut mistakes), None);
+        parse("-nope=1 -healthz-port x -ip-masq=yes -json=1 -etcd-prefix", &[("FLANNELD_NOPE", "1")]);
+    assert_eq!(given.parsed::<u16>("json", &mut mistakes), Some(1));
+    assert_eq!(given.parsed::<bool>("json", &mut mistakes), None);
     let expected = "-nope: there is no such flag; -help lists all of them
 -etcd-prefix: a value is missing
-FLANNELD_IP_MASQ \"yes\": it must be true or false
--healthz-port \"x\": invalid digit found in string";
+-healthz-port \"x\": invalid digit found in string
+-ip-masq \"yes\": it must be true or false
+-json \"1\": provided string was not `true` or `false`";
     assert_eq!((mistakes.to_string().as_str(), mistakes.exit_code()), (expected, 2));
     let mut mistakes = Mistakes::default();
     mistakes.value("-healthz-port \"0\": out of range".to_owned());
     assert_eq!(mistakes.exit_code(), 1);
     let (_, mistakes) = parse("---x -=y", &[]);
+    assert_eq!(mistakes.iter().count(), 2);
+}
+
+#[test]
+fn a_variable_without_the_number_or_truth_value_that_it_should_hold_is_passed_over() {
+    let bad = [("FLANNELD_HEALTHZ_PORT", "abc"), ("FLANNELD_IPTABLES_FORWARD_RULES", "yes")];
+    let given = good("", &bad);
+    assert_eq!((given.text("healthz-port"), given.is_on("iptables-forward-rules")), ("0", true));
+    assert_eq!(
+        given.warnings(),
+        [
+            "FLANNELD_HEALTHZ_PORT \"abc\": invalid digit found in string; the default is used",
+            "FLANNELD_IPTABLES_FORWARD_RULES \"yes\": it must be true or false; the default is used"
+        ]
+    );
+    assert!(good("-healthz-port 1", &bad[..1]).warnings().is_empty());
+    let (_, mistakes) =
+        parse("", &[("FLANNEL_OPTIONS", "-healthz-port=abc"), ("FLANNELD_KUBE_SUBNET_MGR", "true")]);
     assert_eq!(mistakes.iter().count(), 2);
 }
 
