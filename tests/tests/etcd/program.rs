@@ -11,15 +11,16 @@ fn flanneld(line: &str) -> Cmd {
 
 #[test]
 fn a_wrong_command_line_ends_with_every_mistake_and_its_code() -> Result<()> {
-    let ran = flanneld("-nope -healthz-port=x -subnet-lease-renew-margin=0")
-        .env("FLANNELD_IP_MASQ", "maybe")
+    let ran = flanneld("-nope -healthz-port=x -ip-masq=maybe -subnet-lease-renew-margin=0")
+        .env("FLANNELD_PUBLIC_IP", "maybe")
         .run()?;
     assert_eq!(ran.code, Some(2), "{}", ran.stderr);
     for mistake in [
         "-nope: there is no such flag",
         "-healthz-port \"x\"",
         "-subnet-lease-renew-margin \"0\"",
-        "FLANNELD_IP_MASQ \"maybe\"",
+        "-ip-masq \"maybe\"",
+        "FLANNELD_PUBLIC_IP \"maybe\"",
     ] {
         assert!(ran.stderr.contains(mistake), "{mistake} is missing in\n{}", ran.stderr);
     }
