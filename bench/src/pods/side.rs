@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use linux::netns::Netns;
 use serde_json::{Value, json};
+use testkit::TempDir;
 
 use crate::floor::{self, COMMAND};
 
@@ -62,15 +63,20 @@ pub(super) struct Side {
     work: Work,
     /// In the order of ADD; the floor has none.
     plugins: Vec<Plugin>,
+    /// What our plugin knows of its pods.
+    _state: Option<TempDir>,
 }
 
 impl Side {
     /// Our plugin: one process for everything.
     pub(super) fn ours(folder: &Path, work: Work) -> Result<Self> {
         let mut config = bridge("ours", folder, work);
+        // As `/run`, where it lies by default.
+        let state = TempDir::in_memory("bench-state")?;
+        config["stateDir"] = json!(state.path());
         config["capabilities"] = json!({ "portMappings": work == Work::Full });
         let plugins = vec![Plugin { program: testkit::bin("flannel"), config }];
-        Ok(Self { node: Netns::create()?, work, plugins })
+        Ok(Self { node: Netns::create()?, work, plugins, _state: Some(state) })
     }
 
     /// Debian's plugins, one process for each and for what they call.
@@ -83,14 +89,14 @@ impl Side {
             });
             plugins.push(Plugin { program: program("portmap"), config });
         }
-        Ok(Self { node: Netns::create()?, work, plugins })
+        Ok(Self { node: Netns::create()?, work, plugins, _state: None })
     }
 
     /// One process that does the kernel's part and nothing else.
     pub(super) fn floor(work: Work) -> Result<Self> {
         let node = Netns::create()?;
         node.enter(floor::prepare)??;
-        Ok(Self { node, work, plugins: Vec::new() })
+        Ok(Self { node, work, plugins: Vec::new(), _state: None })
     }
 
     /// The node's namespace.
@@ -186,7 +192,7 @@ impl Side {
 /// The network of type `bridge` that both plugins serve.
 fn bridge(name: &str, folder: &Path, work: Work) -> Value {
     json!({
-        "cniVersion": "1.0.0", "name": name, "type": "bridge", "bridge": "cni0", "stateDir": folder.join("state"),
+        "cniVersion": "1.0.0", "name": name, "type": "bridge", "bridge": "cni0",
         "isGateway": true, "isDefaultGateway": true, "hairpinMode": true, "mtu": 1450,
         "ipMasq": work == Work::Full,
         "ipam": {

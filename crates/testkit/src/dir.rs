@@ -28,6 +28,18 @@ impl TempDir {
         static SWEEP: Once = Once::new();
         let base = std::env::temp_dir();
         SWEEP.call_once(|| sweep(&base));
+        Self::below(&base, what)
+    }
+
+    /// The same on a file system in memory, as `/run` is one.
+    ///
+    /// # Errors
+    /// There is no `/dev/shm`.
+    pub fn in_memory(what: &str) -> Result<Self> {
+        Self::below(Path::new("/dev/shm"), what)
+    }
+
+    fn below(base: &Path, what: &str) -> Result<Self> {
         let path = base.join(format!("{PREFIX}{}", unique(what)));
         fs::create_dir(&path).with_context(|| format!("failed to make directory {}", path.display()))?;
         Ok(Self { path, keep: false })
