@@ -7,8 +7,8 @@ use std::{
 };
 
 use cni_core::{
-    Attachment, Bridge, Dns, Error, HostAddress, Interface, Leased, Network, Outcome, Plan, PortMappings,
-    Trace,
+    Attachment, Bridge, Dns, Error, HostAddress, Interface, Leased, Limits, Network, Outcome, Plan,
+    PortMappings, Trace,
 };
 use linux::netlink::RouteSocket;
 use netmodel::Subnet;
@@ -17,8 +17,8 @@ use crate::{
     addresses,
     failure::kernel,
     hostports::HostPorts,
-    linkage::{self, Host},
-    nat,
+    linkage::Host,
+    links, nat,
     networks::{self, Call},
     pod::{self, Pod},
     records::{Held, Records, own_namespace},
@@ -38,12 +38,12 @@ pub(crate) fn add(call: &Call, network: &Network, pod_networks: &[Subnet]) -> Re
     let bridge = Bridge::parse(network, &call.args)?;
     vlans::require(&bridge)?;
     let previous = network.previous().map(Outcome::parse).transpose()?;
-    let mappings = HostPorts::handed(&call.network)?;
-    let limits = shaping::handed(&call.network)?;
+    let mappings = call.network.handed("portMappings", PortMappings::parse)?;
+    let limits = call.network.handed("bandwidth", Limits::parse)?;
     let netns = pod::open(call)?;
     let mut pod = Pod::enter(&netns, &call.who.ifname)?;
     if pod.is_taken()? {
-        return Err(linkage::taken(&call.who.ifname, &linkage::host_name(&call.who)?));
+        return Err(links::taken(&call.who.ifname, &links::host_name(&call.who)?));
     }
     let records = Records::of(network)?;
     let record = records.take(&call.who)?;
@@ -90,7 +90,7 @@ pub(crate) fn add(call: &Call, network: &Network, pod_networks: &[Subnet]) -> Re
 
 /// There is no host's end of this attachment yet: it would be a second ADD. To be called with the record held.
 fn refuse_second(socket: &mut RouteSocket, record: &Held, who: &Attachment) -> Result<(), Error> {
-    let name = linkage::host_name(who)?;
+    let name = links::host_name(who)?;
     let start = Instant::now();
     while socket.link(&name).map_err(|e| kernel(&e))?.is_some() {
         // The end of one whose namespace has just gone goes too.
@@ -101,7 +101,7 @@ fn refuse_second(socket: &mut RouteSocket, record: &Held, who: &Attachment) -> R
         if record.is_new {
             record.remove()?;
         }
-        return Err(linkage::taken(&who.ifname, &name));
+        return Err(links::taken(&who.ifname, &name));
     }
     Ok(())
 }
@@ -153,7 +153,7 @@ fn attach<'a>(
     // In this order: asking for the near end opens the port where the kernel has not got round to it.
     let near = host.report(indexes.near)?;
     pod.announce(indexes.far, plan)?;
-    let far = linkage::reported(&pod.report(indexes.far)?, call.netns.as_deref().unwrap_or_default());
+    let far = links::reported(&pod.report(indexes.far)?, call.netns.as_deref().unwrap_or_default());
     let mut interfaces = vec![host.report(device.index)?, near, far];
     if let Some(link) = gateway {
         interfaces.push(host.report(link.index)?);

@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use cni_core::{Bridge, Code, Error, HostAddress, Network, Outcome, Seen, SeenLink, check as compare};
+use cni_core::{
+    Bridge, Code, Error, HostAddress, Network, Outcome, PortMappings, Seen, SeenLink, check as compare,
+};
 use linux::{
     link::{Kind, Link},
     netlink::RouteSocket,
@@ -14,7 +16,7 @@ use crate::{
     failure::kernel,
     foreign,
     hostports::HostPorts,
-    linkage, nat,
+    links, nat,
     networks::{self, Call},
     pod, shaping, vlans,
 };
@@ -37,7 +39,7 @@ pub(crate) fn check(call: &Call, network: &Network) -> Result<(), Error> {
     let reported = || previous.addresses_of(call.who.ifname.as_str());
     let pods = reported().map(|ip| HostAddress { address: ip.address, prefix: ip.prefix });
     let pods: Vec<HostAddress> = pods.filter(|_| bridge.ip_masq).collect();
-    let mappings = HostPorts::handed(&call.network)?;
+    let mappings = call.network.handed("portMappings", PortMappings::parse)?;
     let ports = HostPorts::new(&mappings, reported().map(|ip| ip.address), Some(&bridge.gateway_link))?;
     // How another plugin's pods are translated is that one's affair.
     if is_ours {
@@ -71,7 +73,7 @@ fn look(
     let mut inside = RouteSocket::open_in(netns)?;
     let pod = inside.link(&call.who.ifname)?;
     if let Some(pod) = &pod {
-        seen.addresses = linkage::addresses_on(&mut inside, pod.index)?;
+        seen.addresses = links::addresses_on(&mut inside, pod.index)?;
         for ipv4 in [true, false] {
             let routes = inside.routes(Filter::main(ipv4))?;
             let ways = |r: &linux::route::Route| -> Vec<Option<IpAddr>> {
@@ -80,7 +82,7 @@ fn look(
             };
             seen.routes.extend(routes.iter().flat_map(|r| ways(r).into_iter().map(|gw| (r.destination, gw))));
         }
-        if let Some(near) = linkage::peer_of(&mut host, pod)? {
+        if let Some(near) = links::peer_of(&mut host, pod)? {
             is_ours = near.alias.as_ref() == Some(&call.who.alias());
             let joined = near.master.is_some() && near.master == device.as_ref().map(|device| device.index);
             seen.host_joined = Some(joined);

@@ -16,7 +16,7 @@ use linux::{
 use crate::{
     addresses,
     failure::kernel,
-    foreign, hostports, linkage, nat,
+    foreign, hostports, links, nat,
     networks::{self, Call},
     pod,
     records::{Held, Records},
@@ -125,7 +125,7 @@ impl Found {
 /// another plugin made it.
 fn find(call: &Call, host: &mut RouteSocket) -> Result<Option<Found>, Error> {
     let who = &call.who;
-    if let Some(end) = linkage::host_end(host, who)? {
+    if let Some(end) = links::host_end(host, who)? {
         return Ok(Some(Found { end, netns: None }));
     }
     let Some(netns) = pod::open_if_there(call) else { return Ok(None) };
@@ -142,7 +142,7 @@ fn container_end(who: &Attachment, netns: &Netns) -> Option<Link> {
 /// The container's end belongs to another attachment of ours, such as one whose name was in the
 /// way of the ADD that is now taken back.
 fn is_anothers(host: &mut RouteSocket, far: &Link, who: &Attachment) -> bool {
-    let near = linkage::peer_of(host, far).ok().flatten();
+    let near = links::peer_of(host, far).ok().flatten();
     near.and_then(|near| near.alias)
         .is_some_and(|alias| alias.starts_with(netmodel::MARK) && alias != who.alias())
 }

@@ -3,15 +3,12 @@
 use std::collections::BTreeSet;
 
 use cni_core::{Attachment, Error, Network, foreign_ipam};
-use linux::{
-    link::{self, Kind},
-    netlink::RouteSocket,
-};
+use linux::{link::Kind, netlink::RouteSocket};
 
 use crate::{
     addresses,
     failure::kernel,
-    foreign, hostports, linkage,
+    foreign, hostports, links,
     records::{Records, own_namespace},
     shaping, sweep,
 };
@@ -20,7 +17,7 @@ use crate::{
 /// after a failure and reports the first.
 pub(crate) fn gc(network: &Network, valid: &[Attachment]) -> Result<(), Error> {
     let is_doomed = is_doomed(network, valid);
-    let links = sweep_links(&Kind::Veth, &is_doomed);
+    let links = links::sweep(&Kind::Veth, &is_doomed);
     let ports = hostports::sweep(&is_doomed);
     let shaped = shaping::sweep(&is_doomed);
     let records = sweep_records(network, valid);
@@ -36,17 +33,6 @@ pub(crate) fn is_doomed(network: &Network, valid: &[Attachment]) -> impl Fn(&str
     move |alias| alias.starts_with(&prefix) && !keep.contains(alias)
 }
 
-/// Deletes the interfaces of that kind whose alias is doomed.
-pub(crate) fn sweep_links(kind: &Kind, is_doomed: impl Fn(&str) -> bool) -> Result<(), Error> {
-    let mut socket = RouteSocket::open().map_err(|e| kernel(&e))?;
-    let links = socket.links().map_err(|e| kernel(&e))?;
-    let doomed =
-        links.into_iter().filter(|link| link.kind == *kind && link.alias.as_deref().is_some_and(&is_doomed));
-    let requests: Vec<_> = doomed.map(|link| link::delete(link.index, &link.name)).collect();
-    let failed = socket.apply(&requests).into_iter().filter_map(Result::err).find(|e| !e.is_not_found());
-    failed.map_or(Ok(()), |e| Err(kernel(&e)))
-}
-
 /// Removes what the records of attachments that are not valid tell of, and the records; goes on after a failure.
 pub(crate) fn sweep_records(network: &Network, valid: &[Attachment]) -> Result<(), Error> {
     let records = Records::of(network)?;
@@ -59,8 +45,8 @@ pub(crate) fn sweep_records(network: &Network, valid: &[Attachment]) -> Result<(
         }
         // One without an alias: ADD was killed before it got one.
         let mut socket = RouteSocket::open().map_err(|e| kernel(&e))?;
-        let link = held.who.as_ref().map_or(Ok(None), |who| linkage::host_end(&mut socket, who))?;
-        link.map_or(Ok(()), |link| linkage::unlink(link.index, &link.name))?;
+        let link = held.who.as_ref().map_or(Ok(None), |who| links::host_end(&mut socket, who))?;
+        link.map_or(Ok(()), |link| links::unlink(link.index, &link.name))?;
         sweep::clear(&records, &[held])
     };
     let names = records.names();

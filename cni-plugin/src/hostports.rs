@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use cni_core::{Error, Forwarding, HostAddress, Nat, Network, PortMappings, Translated};
+use cni_core::{Error, Forwarding, HostAddress, Nat, PortMappings, Translated};
 use linux::{
     conntrack::{self, Filter, Flow},
     netlink::RouteSocket,
@@ -21,13 +21,6 @@ pub(crate) struct HostPorts {
 }
 
 impl HostPorts {
-    /// What the runtime hands an interface plugin that declares the capability: a plugin without it leaves
-    /// them to `portmap`.
-    pub(crate) fn handed(network: &Network) -> Result<PortMappings, Error> {
-        let handed = network.is_handed("portMappings");
-        handed.then(|| PortMappings::parse(network)).transpose().map(Option::unwrap_or_default)
-    }
-
     /// What `mappings` are for `pods`, the container's addresses, which are behind interface `device`; behind
     /// the one that the host has a route by where none is given.
     pub(crate) fn new(

@@ -2,6 +2,7 @@
 
 use cni_core::{
     Attachment, Bridge, Code, Error, GatewayChange, HostAddress, Interface, Plan, gateway_changes,
+    gateway_port,
 };
 use linux::{
     address::{Address, IfPresent},
@@ -12,9 +13,9 @@ use linux::{
     route::{ADVERTISED_PROTOCOL, Filter},
     sysctl,
 };
-use netmodel::IfName;
+use netmodel::{IfName, Mtu};
 
-use crate::{failure::kernel, undo::Undo, vlans};
+use crate::{failure::kernel, links, undo::Undo, vlans};
 
 /// The host's side of one attachment.
 pub(crate) struct Host<'a> {
@@ -83,6 +84,65 @@ impl Host<'_> {
         found.ok_or_else(|| {
             Error::new(Code::Internal, format!("interface {name} vanished while it was being set up"))
         })
+    }
+
+    /// The interface that the gateways' addresses are for: bridge `device` itself, or one end of a veth pair whose
+    /// other end is a port of the bridge in the VLAN. That one stays, as the bridge does, and is made whole
+    /// where somebody has taken it apart.
+    pub(crate) fn ensure_gateway_link(&mut self, device: &Link) -> Result<Link, Error> {
+        let name = &self.bridge.gateway_link;
+        let Some(vlans) = self.bridge.vlans.as_ref().filter(|_| *name != device.name) else {
+            return Ok(device.clone());
+        };
+        let found = self.socket.link(name).map_err(|e| kernel(&e))?;
+        let found = found.map_or_else(|| self.make_gateway_link(device), Ok)?;
+        let port = links::peer_of(&mut self.socket, &found).map_err(|e| kernel(&e))?;
+        let port =
+            port.filter(|port| port.peer.is_some_and(|peer| peer.namespace.is_none())).ok_or_else(|| {
+                Error::new(Code::Internal, format!("{:?} already exists but is no veth pair", name.as_str()))
+            })?;
+        let mtu = self.bridge.mtu.filter(|mtu| self.is_owned && found.mtu != u32::from(mtu.get()));
+        let alias = vlans::gateway_alias(name);
+        let joined = Change {
+            up: (!port.up).then_some(true),
+            mtu,
+            master: (port.master != Some(device.index)).then_some(Some(device.index)),
+            alias: (port.alias.as_deref() != Some(&alias)).then_some(&alias),
+            ..Change::default()
+        };
+        let mut requests = Vec::new();
+        if joined != Change::default() {
+            requests.push(link::change(port.index, &port.name, &joined));
+        }
+        let vlans = vlans.of_gateway();
+        let is_joined = joined.master.is_none();
+        if !is_joined || !vlans.are_met_by(&self.socket.vlans(port.index).map_err(|e| kernel(&e))?) {
+            requests.extend(vlans::join(&vlans, port.index, &port.name));
+        }
+        let started = Change { up: (!found.up).then_some(true), mtu, ..Change::default() };
+        if started != Change::default() {
+            requests.push(link::change(found.index, name, &started));
+        }
+        let done: Result<(), _> = self.socket.apply(&requests).into_iter().collect();
+        done.map_err(|e| kernel(&e))?;
+        Ok(found)
+    }
+
+    /// The gateway's interface, still down.
+    fn make_gateway_link(&mut self, device: &Link) -> Result<Link, Error> {
+        let name = &self.bridge.gateway_link;
+        let here = Netns::current().map_err(|e| kernel(&e))?;
+        let veth = Veth {
+            name: &links::parse_name(&gateway_port(name))?,
+            mac: None,
+            mtu: self.bridge.mtu.or_else(|| Mtu::try_from(u64::from(device.mtu)).ok()),
+            master: Some(device.index),
+            peer_name: name,
+            peer_mac: Some(self.plan.gateway_mac),
+            peer_namespace: &here,
+        };
+        let made = self.socket.add_veth(&veth);
+        self.as_made(made, name)
     }
 
     /// Interface `device` has the gateways' addresses; the host forwards.
@@ -154,7 +214,7 @@ impl Host<'_> {
         who: &Attachment,
         undo: &mut Undo<'_>,
     ) -> Result<VethIndexes, Error> {
-        let name = host_name(who)?;
+        let name = links::host_name(who)?;
         let veth = Veth {
             name: &name,
             mac: Some(who.host_mac()),
@@ -167,9 +227,9 @@ impl Host<'_> {
         let indexes = self
             .socket
             .add_veth(&veth)
-            .map_err(|e| if e.is_exists() { taken(&who.ifname, &name) } else { kernel(&e) })?;
+            .map_err(|e| if e.is_exists() { links::taken(&who.ifname, &name) } else { kernel(&e) })?;
         let near = (indexes.near, name.clone());
-        undo.push(move || unlink(near.0, &near.1));
+        undo.push(move || links::unlink(near.0, &near.1));
         let alias = who.alias();
         let change = Change { alias: Some(&alias), ..Change::default() };
         let mut requests = vec![link::change(indexes.near, &name, &change)];
@@ -200,7 +260,7 @@ impl Host<'_> {
     pub(crate) fn report(&mut self, index: u32) -> Result<Interface, Error> {
         let found = self.socket.link_by_index(index).map_err(|e| kernel(&e))?;
         let gone = || Error::new(Code::Internal, format!("interface with index {index} vanished"));
-        found.map(|l| reported(&l, "")).ok_or_else(gone)
+        found.map(|l| links::reported(&l, "")).ok_or_else(gone)
     }
 }
 
@@ -215,13 +275,13 @@ pub(crate) fn plan_gateways(
     wanted: &[HostAddress],
     is_owned: bool,
 ) -> Result<Vec<GatewayChange>, Error> {
-    let present = addresses_on(socket, device.index).map_err(|e| kernel(&e))?;
+    let present = links::addresses_on(socket, device.index).map_err(|e| kernel(&e))?;
     if wanted.iter().all(|gateway| present.contains(gateway)) {
         return Ok(Vec::new());
     }
     let ports = socket.links().map_err(|e| kernel(&e))?;
     // Once more: if another ADD has readdressed the bridge meanwhile, its pod must not count as a holder.
-    let present = addresses_on(socket, device.index).map_err(|e| kernel(&e))?;
+    let present = links::addresses_on(socket, device.index).map_err(|e| kernel(&e))?;
     let named = pod_ports(&ports, &bridge.bridge).map(|port| {
         port.alias.as_deref().and_then(Attachment::named_by).unwrap_or_else(|| port.name.to_string())
     });
@@ -252,68 +312,6 @@ fn put_back(changes: &[GatewayChange], device: &Link, bridge: &IfName) -> Result
         reversed.map(|change| gateway_request(&change, device.index, &device.name)).collect();
     let failed = socket.apply(&requests).into_iter().filter_map(Result::err).find(|e| !e.is_not_found());
     failed.map_or(Ok(()), |e| Err(kernel(&e)))
-}
-
-/// The addresses of the interface with that index.
-pub(crate) fn addresses_on(socket: &mut RouteSocket, index: u32) -> Result<Vec<HostAddress>, linux::Error> {
-    let addresses = socket.addresses(Some(index))?;
-    Ok(addresses.iter().map(|a| HostAddress { address: a.address, prefix: a.prefix }).collect())
-}
-
-/// Deletes an interface of the host; absent is done.
-pub(crate) fn unlink(index: u32, name: &IfName) -> Result<(), Error> {
-    match RouteSocket::open().and_then(|mut socket| socket.request(&link::delete(index, name))) {
-        Err(e) if !e.is_not_found() => Err(kernel(&e)),
-        _ => Ok(()),
-    }
-}
-
-/// An interface for the result.
-pub(crate) fn reported(link: &Link, sandbox: &str) -> Interface {
-    Interface {
-        name: link.name.to_string(),
-        mac: link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
-        sandbox: sandbox.to_owned(),
-        mtu: link.mtu,
-    }
-}
-
-/// The name of the host's end.
-pub(crate) fn host_name(who: &Attachment) -> Result<IfName, Error> {
-    parse_name(&who.host_link())
-}
-
-/// A name that was made, not asked for.
-pub(crate) fn parse_name(name: &str) -> Result<IfName, Error> {
-    name.parse().map_err(|e: netmodel::BadIfName| Error::new(Code::Internal, e.to_string()))
-}
-
-/// The host's end of `who`: it carries our mark for it, or, if ADD was killed in between, none yet.
-pub(crate) fn host_end(host: &mut RouteSocket, who: &Attachment) -> Result<Option<Link>, Error> {
-    let near = host.link(&host_name(who)?).map_err(|e| kernel(&e))?;
-    Ok(near.filter(|link| link.kind == Kind::Veth && may_be_of(link, who)))
-}
-
-/// An interface that has a name of ours for `who` carries our mark for it, or none yet.
-pub(crate) fn may_be_of(link: &Link, who: &Attachment) -> bool {
-    link.alias.as_deref().is_none_or(|alias| alias.is_empty() || alias == who.alias())
-}
-
-/// The host's end of a container's interface `far`.
-pub(crate) fn peer_of(host: &mut RouteSocket, far: &Link) -> Result<Option<Link>, linux::Error> {
-    let Some(peer) = far.peer else { return Ok(None) };
-    let near = host.link_by_index(peer.index)?;
-    Ok(near.filter(|near| near.peer.is_some_and(|p| p.index == far.index)))
-}
-
-/// The reference's words for a name that is in use already.
-pub(crate) fn taken(ifname: &IfName, host: &IfName) -> Error {
-    let text = format!(
-        "container veth name ({:?}) peer provided ({:?}) already exists",
-        ifname.as_str(),
-        host.as_str()
-    );
-    Error::new(Code::Internal, text)
 }
 
 fn gateway_request(change: &GatewayChange, index: u32, name: &IfName) -> Request {

@@ -9,7 +9,7 @@ use linux::{
 
 use crate::{
     failure::kernel,
-    linkage,
+    links,
     networks::Call,
     plugin::{Plugin, nothing_to_do},
     pod,
@@ -52,7 +52,7 @@ fn check(call: &Call) -> Result<(), Error> {
 
 fn find(netns: &Netns) -> Result<(RouteSocket, Link), Error> {
     let mut socket = RouteSocket::open_in(netns).map_err(|e| kernel(&e))?;
-    let lo = socket.link(&linkage::parse_name("lo")?).map_err(|e| kernel(&e))?;
+    let lo = socket.link(&links::parse_name("lo")?).map_err(|e| kernel(&e))?;
     let lo = lo.ok_or_else(|| Error::new(Code::Internal, "there is no loopback interface"))?;
     Ok((socket, lo))
 }

@@ -111,8 +111,13 @@ pub(crate) fn reservations_beside(
 
 /// Reads what flanneld wrote.
 pub(crate) fn subnet_env(path: &str) -> Result<SubnetEnv, Error> {
-    let text = fs::read_to_string(path).map_err(|error| not_loaded(path, &error))?;
-    SubnetEnv::parse(path, &text)
+    let is_file = |about: fs::Metadata| about.is_file();
+    // Reading from a pipe might never end.
+    let text = match fs::metadata(path).map(is_file) {
+        Ok(false) => Err(io::Error::other("it is no regular file")),
+        _ => fs::read_to_string(path),
+    };
+    SubnetEnv::parse(path, &text.map_err(|error| not_loaded(path, &error))?)
 }
 
 /// The reference's words, and flanneld's own where it left some.

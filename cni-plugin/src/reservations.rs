@@ -3,6 +3,8 @@
 //! A file comes into being complete, so that a crash leaves either nothing or a whole reservation.
 //! No call but DEL of something that has no record, GC and STATUS looks at more files than its own.
 
+mod strangers;
+
 use std::{
     collections::BTreeSet,
     fs::{self, File},
@@ -17,7 +19,6 @@ use crate::{
     failure, files, lock,
     records::{Held, Records, make_folder},
     released::Released,
-    strangers,
 };
 use cni_core::{Attachment, Chosen, Code, Error, HostAddress, Range, RangeSet, Trace, owner_of};
 
@@ -304,7 +305,7 @@ pub(crate) fn duplicate(ip: IpAddr, who: &Attachment) -> Error {
 }
 
 /// Every address that has a file.
-pub(crate) fn addresses(folder: &Path) -> Result<Vec<IpAddr>, Error> {
+fn addresses(folder: &Path) -> Result<Vec<IpAddr>, Error> {
     let failed = |e: io::Error| failure::file("list", folder, &e);
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -320,7 +321,7 @@ pub(crate) fn addresses(folder: &Path) -> Result<Vec<IpAddr>, Error> {
 }
 
 /// The file of `address` in `folder` names `who`.
-pub(crate) fn is_held(folder: &Path, address: IpAddr, who: &Attachment) -> bool {
+fn is_held(folder: &Path, address: IpAddr, who: &Attachment) -> bool {
     fs::read(folder.join(address.to_string())).is_ok_and(|content| who.owns(&content))
 }
 

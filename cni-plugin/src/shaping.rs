@@ -5,7 +5,7 @@
 //! What it sends comes in there, where nothing can wait: it is redirected to an ifb device, and waits in the
 //! bucket of that.
 
-use cni_core::{Attachment, Bucket, Code, Error, Interface, Limit, Limits, Network, Outcome};
+use cni_core::{Attachment, Bucket, Code, Error, Interface, Limit, Limits, Outcome};
 use linux::{
     link::{self, Change, Ifb, Kind, Link},
     netlink::{Request, RouteSocket},
@@ -13,14 +13,7 @@ use linux::{
 };
 use netmodel::IfName;
 
-use crate::{failure::kernel, gc, linkage, networks::Call, pod, undo::Undo};
-
-/// What the runtime hands an interface plugin that declares the capability: a plugin without it leaves them to
-/// `bandwidth`.
-pub(crate) fn handed(network: &Network) -> Result<Limits, Error> {
-    let handed = network.is_handed("bandwidth");
-    handed.then(|| Limits::parse(network)).transpose().map(Option::unwrap_or_default)
-}
+use crate::{failure::kernel, links, networks::Call, pod, undo::Undo};
 
 /// `limits` are set on the host's end, which `outcome` names; the ifb device is added to it.
 pub(crate) fn add(
@@ -36,7 +29,7 @@ pub(crate) fn add(
     let near = near_end(&mut host, call, outcome)?;
     let mut steps = Vec::new();
     if let Some(limit) = limits.egress {
-        let name = linkage::parse_name(&call.who.ifb())?;
+        let name = links::parse_name(&call.who.ifb())?;
         let ifb = make_ifb(&mut host, &call.who, &name, &near)?;
         let (index, alias) = (ifb.index, call.who.alias());
         let made = ifb.clone();
@@ -51,7 +44,7 @@ pub(crate) fn add(
             ),
             (traffic::redirect(near.index, &near.name, index), None),
         ]);
-        outcome.interfaces.push(linkage::reported(&ifb, ""));
+        outcome.interfaces.push(links::reported(&ifb, ""));
     }
     if let Some(limit) = limits.ingress {
         let undone = TokenBucket::delete(near.index, &near.name);
@@ -78,7 +71,7 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
 /// The ifb device of `who` goes, also one that has no alias yet because ADD was killed.
 pub(crate) fn end(who: &Attachment) -> Result<(), Error> {
     let mut host = RouteSocket::open().map_err(|e| kernel(&e))?;
-    let found = host.link(&linkage::parse_name(&who.ifb())?).map_err(|e| kernel(&e))?;
+    let found = host.link(&links::parse_name(&who.ifb())?).map_err(|e| kernel(&e))?;
     found.filter(|ifb| is_ifb_of(ifb, who)).map_or(Ok(()), |ifb| delete(&ifb))
 }
 
@@ -91,7 +84,7 @@ pub(crate) fn release(call: &Call) -> Result<(), Error> {
         return Ok(());
     }
     let far = pod::open_if_there(call).and_then(|netns| far_end(call, &netns).ok().flatten());
-    if let Some(near) = far.and_then(|far| linkage::peer_of(&mut host, &far).ok().flatten()) {
+    if let Some(near) = far.and_then(|far| links::peer_of(&mut host, &far).ok().flatten()) {
         let redirections = host.redirections(near.index).unwrap_or_default();
         let is_ours = ifb.as_ref().is_some_and(|ifb| redirections.contains(&ifb.index));
         let ingress = is_ours.then(|| traffic::delete_ingress(near.index, &near.name));
@@ -119,7 +112,7 @@ pub(crate) fn check(call: &Call, outcome: &Outcome) -> Result<(), Error> {
 
 /// The ifb devices of attachments whose alias is doomed go.
 pub(crate) fn sweep(is_doomed: &dyn Fn(&str) -> bool) -> Result<(), Error> {
-    gc::sweep_links(&ifb_kind(), is_doomed)
+    links::sweep(&ifb_kind(), is_doomed)
 }
 
 /// The ifb device of `who`, anew where a DEL that was killed has left one: nothing is redirected to that from
@@ -137,7 +130,7 @@ fn make_ifb(host: &mut RouteSocket, who: &Attachment, name: &IfName, near: &Link
 }
 
 fn is_ifb_of(link: &Link, who: &Attachment) -> bool {
-    link.kind == ifb_kind() && linkage::may_be_of(link, who)
+    link.kind == ifb_kind() && links::may_be_of(link, who)
 }
 
 fn ifb_kind() -> Kind {
@@ -157,7 +150,7 @@ fn near_end(host: &mut RouteSocket, call: &Call, outcome: &Outcome) -> Result<Li
         return Err(failed("no interfaces provided: prevResult names none".to_owned()));
     }
     let far = far_end(call, &pod::open(call)?).map_err(|e| kernel(&e))?;
-    let near = far.map_or(Ok(None), |far| linkage::peer_of(host, &far)).map_err(|e| kernel(&e))?;
+    let near = far.map_or(Ok(None), |far| links::peer_of(host, &far)).map_err(|e| kernel(&e))?;
     let near =
         near.ok_or_else(|| failed(format!("container interface {ifname} has no veth peer on this host")))?;
     let is_it = |i: &Interface| i.sandbox.is_empty() && i.name == near.name.as_str();
@@ -182,7 +175,7 @@ fn ifb_of(host: &mut RouteSocket, call: &Call) -> Result<Option<Link>, Error> {
     };
     let theirs = Some(call.who.reference_ifb()).filter(|name| is_reported(name));
     for name in [Some(call.who.ifb()), theirs].into_iter().flatten() {
-        let found = host.link(&linkage::parse_name(&name)?).map_err(|e| kernel(&e))?;
+        let found = host.link(&links::parse_name(&name)?).map_err(|e| kernel(&e))?;
         if let Some(ifb) = found.filter(|link| is_ifb_of(link, &call.who)) {
             return Ok(Some(ifb));
         }

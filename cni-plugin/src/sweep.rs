@@ -18,7 +18,7 @@ use linux::{link::Kind, netlink::RouteSocket};
 use crate::{
     addresses,
     failure::kernel,
-    hostports, linkage,
+    hostports, links,
     records::{Held, Records, make_folder, own_namespace},
     reservations::Reservations,
     scratch, shaping,
@@ -34,14 +34,13 @@ const PAUSE: Duration = Duration::from_secs(10);
 const AT_ONCE: usize = 200;
 
 /// Removes what is left of attachments that are gone, and returns of how many. Where there are many records,
-/// only once in a while, unless there `is_need`. To be called by who holds a record.
+/// only once in a while, unless there `is_need`. A record that is the only one is taken for the caller's own.
 pub(crate) fn sweep(records: &Records, is_need: bool) -> Result<usize, Error> {
     let marker = records.beside("swept");
     if !is_need && !is_due(&marker) {
         return Ok(0);
     }
     let names = records.names();
-    // The caller's own.
     if names.len() <= 1 {
         return Ok(0);
     }
@@ -93,7 +92,7 @@ fn find_dead(records: &Records, names: &[String]) -> Result<Vec<Held>, Error> {
         // Its first line is older than anything that is made.
         let is_judged = held.is_new || held.before.host.as_deref() == Some(here.as_str());
         // Since the links were listed an ADD may have come to its end.
-        let is_there = socket.link(&linkage::host_name(who)?).map_err(|e| kernel(&e))?.is_some();
+        let is_there = socket.link(&links::host_name(who)?).map_err(|e| kernel(&e))?.is_some();
         if is_judged && !is_there {
             dead.push(held);
         }

@@ -309,6 +309,19 @@ impl Network {
         self.is_capable_of(name) && handed.is_some_and(|value| value.as_array().is_none_or(|l| !l.is_empty()))
     }
 
+    /// What the runtime hands this entry for the capability `name` that it declares, as `parse` reads it; nothing for
+    /// an entry without the capability, which leaves that to the plugin behind it.
+    ///
+    /// # Errors
+    /// Those of `parse`.
+    pub fn handed<T: Default>(
+        &self,
+        name: &str,
+        parse: impl FnOnce(&Self) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        if self.is_handed(name) { parse(self) } else { Ok(T::default()) }
+    }
+
     /// The attachments that GC must keep, as (container, interface); `None` where the key is absent.
     ///
     /// # Errors

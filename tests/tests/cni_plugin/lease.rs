@@ -33,6 +33,14 @@ fn a_missing_subnet_file_is_named_with_flannelds_reason() -> Result<()> {
     assert_eq!(text, format!("{} is missing FLANNEL_SUBNET, FLANNEL_MTU, FLANNEL_IPMASQ", path.display()));
     bed.dir.write("subnet.env", "FLANNEL_SUBNET=nonsense\n")?;
     assert!(call("ADD", &who, &config).error().1.contains("\"nonsense\" is not a subnet"));
+    fs::remove_file(&path)?;
+    Cmd::new(format!("mkfifo {}", path.display())).ok()?;
+    assert!(
+        call("STATUS", &nobody(), &with(&config, &json!({"cniVersion": "1.1.0"})))
+            .error()
+            .1
+            .contains("it is no regular file")
+    );
     Ok(())
 }
 

@@ -15,10 +15,8 @@ use std::{
 
 use cni_core::{Error, RangeSet, owner_of};
 
-use crate::{
-    records::make_folder,
-    reservations::{Wish, addresses, is_held},
-};
+use super::{Wish, addresses, is_held};
+use crate::records::make_folder;
 
 /// Among more reservations nobody is looked for: the time would grow with their number.
 const MOST: usize = 1000;
@@ -28,7 +26,7 @@ const SIGNATURE: u32 = 154_154_154;
 
 /// The address of `set` in `folder` that another plugin reserved for whom an address is wished now; `marker` names
 /// the last one that was reserved. To be called while the reservations are locked.
-pub(crate) fn find(
+pub(super) fn find(
     folder: &Path,
     marker: &Path,
     set: &RangeSet,
@@ -51,7 +49,7 @@ pub(crate) fn find(
 }
 
 /// Gives the file that names the last address our time: that address is one of ours.
-pub(crate) fn sign(marker: &File) -> io::Result<()> {
+pub(super) fn sign(marker: &File) -> io::Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     marker.set_modified(UNIX_EPOCH + Duration::new(now.as_secs(), SIGNATURE))
 }
