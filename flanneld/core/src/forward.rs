@@ -2,8 +2,11 @@
 //! does not outvote a drop there.
 //!
 //! They stand at the end, or just before a final rule that drops or rejects everything: never before
-//! another rule, so that network policies still decide. We know them by their comment, which
-//! iptables-save and iptables-restore turn from the rule's own into a match of iptables and back.
+//! another rule, so that network policies still decide. Those of several flanneld on one host stand there
+//! side by side, in any order: if each wanted the very last place, they would move in turns for ever.
+//!
+//! We know them by their comment, which iptables-save and iptables-restore turn from the rule's own into a
+//! match of iptables and back.
 
 use netmodel::{IfName, MARK, Subnet};
 use ruleset::{
@@ -15,11 +18,19 @@ use ruleset::{
 pub const TABLE: &str = "filter";
 /// Its chain.
 pub const CHAIN: &str = "FORWARD";
+/// What follows the device in a comment.
+const COMMENT_END: &str = " forward";
 
 /// The comment of the rules that belong to a device.
 #[must_use]
 pub fn comment(device: &IfName) -> String {
-    format!("{MARK}{device} forward")
+    format!("{MARK}{device}{COMMENT_END}")
+}
+
+/// The rule belongs to this flanneld, or to another one on this host.
+fn is_of_flanneld(rule: &ObservedRule) -> bool {
+    let comment = rule.code.comment.as_deref();
+    comment.is_some_and(|comment| comment.starts_with(MARK) && comment.ends_with(COMMENT_END))
 }
 
 /// Our two rules: from and to all pods.
@@ -40,17 +51,16 @@ pub fn diff(device: &IfName, network: Option<Subnet>, have: &[ObservedRule]) -> 
     let mut transaction = Transaction::new(Family::Ip, TABLE);
     let chain = Name::from(CHAIN);
     let mark = comment(device);
-    let is_ours = |rule: &ObservedRule| rule.code.comment.as_deref() == Some(mark.as_str());
+    let is_ours = |rule: &&ObservedRule| rule.code.comment.as_deref() == Some(mark.as_str());
     let want = network.map_or_else(Vec::new, |network| wanted(device, network));
-    let foreign: Vec<_> = have.iter().filter(|rule| !is_ours(rule)).collect();
-    let last = foreign.last().filter(|rule| rule.code.refuses_all()).map(|rule| rule.handle);
-    let at_last = have.iter().position(|rule| last == Some(rule.handle));
-    let behind = at_last.unwrap_or(have.len());
-    let in_place = behind.checked_sub(want.len()).is_some_and(|first| {
-        let there = &have[first..behind];
-        have.iter().filter(|rule| is_ours(rule)).count() == want.len()
-            && there.iter().zip(&want).all(|(rule, want)| is_ours(rule) && means(&rule.code, want))
-    });
+    let last = have.iter().rfind(|rule| !is_of_flanneld(rule)).filter(|rule| rule.code.refuses_all());
+    let last = last.map(|rule| rule.handle);
+    let behind = have.iter().position(|rule| last == Some(rule.handle)).unwrap_or(have.len());
+    let first = have[..behind].iter().rposition(|rule| !is_of_flanneld(rule)).map_or(0, |before| before + 1);
+    let there: Vec<_> = have[first..behind].iter().filter(is_ours).collect();
+    let in_place = there.len() == want.len()
+        && have.iter().filter(is_ours).count() == want.len()
+        && there.iter().zip(&want).all(|(rule, want)| means(&rule.code, want));
     if in_place {
         return transaction;
     }
@@ -58,7 +68,7 @@ pub fn diff(device: &IfName, network: Option<Subnet>, have: &[ObservedRule]) -> 
         let place = last.map_or(Place::End, Place::Before);
         transaction.push(Change::AddRule { chain: chain.clone(), place, code });
     }
-    for rule in have.iter().filter(|rule| is_ours(rule)) {
+    for rule in have.iter().filter(is_ours) {
         transaction.push(Change::DeleteRule { chain: chain.clone(), handle: rule.handle });
     }
     transaction
@@ -79,15 +89,18 @@ fn means(rule: &Code, want: &Code) -> bool {
 mod tests {
     use super::*;
 
-    /// A chain as letters: `s` and `d` are ours, `S` is ours as iptables-restore writes it, `x` a foreign
-    /// rule, `D` and `R` drop and reject everything.
+    /// A chain as letters: `s` and `d` are ours, `S` is ours as iptables-restore writes it, `o` and `p` those
+    /// of another flanneld, `x` a foreign rule, `D` and `R` drop and reject everything.
     fn chain(text: &str) -> Vec<ObservedRule> {
         let table = Table::new(Family::Ip, TABLE);
         let ours = wanted(&device(), network());
+        let others = wanted(&"flannel.2".parse().unwrap(), "10.6.0.0/16".parse().unwrap());
         let foreign = |statement| Rule::new([Statement::Counter, statement]).lower(&table);
         let code = |letter| match letter {
             's' => ours[0].clone(),
             'd' => ours[1].clone(),
+            'o' => others[0].clone(),
+            'p' => others[1].clone(),
             'S' => {
                 let mut code = ours[0].clone();
                 code.ops.insert(0, Op::Other { name: "xt match comment".into(), attributes: vec![1] });
@@ -115,6 +128,8 @@ mod tests {
                 's'
             } else if means(&rule.code, &ours[1]) {
                 'd'
+            } else if is_of_flanneld(rule) {
+                'o'
             } else if rule.code.refuses_all() {
                 'D'
             } else {
@@ -160,6 +175,10 @@ mod tests {
             ("s", "sd"),
             ("ds", "sd"),
             ("DxD", "DxsdD"),
+            ("op", "oosd"),
+            ("sdxop", "xoosd"),
+            ("xopD", "xoosdD"),
+            ("xDop", "xsdDoo"),
         ] {
             check(have, Some(network()), expected);
         }
@@ -174,7 +193,7 @@ mod tests {
 
     #[test]
     fn what_is_right_is_not_touched() {
-        for have in ["sd", "Sd", "xsd", "xsdD", "sdR"] {
+        for have in ["sd", "Sd", "xsd", "xsdD", "sdR", "sdop", "opsd", "xsdopD", "xopsdD", "sopd"] {
             assert!(diff(&device(), Some(network()), &chain(have)).is_empty(), "{have}");
         }
         assert!(diff(&"flannel.2".parse().unwrap(), None, &chain("sd")).is_empty(), "another device's rules");

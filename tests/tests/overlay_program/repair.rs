@@ -1,10 +1,10 @@
 //! What others remove or change is put right.
 
-use std::{fs, time::Duration};
+use std::{fs, thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
-use testkit::{Cmd, eventually};
+use testkit::{Cmd, Process, eventually};
 
 use crate::node::{Node, PATIENCE, ROUTES, peers};
 
@@ -109,5 +109,33 @@ fn its_files_come_back_when_they_are_removed_or_overwritten() -> Result<()> {
     // In one step: flanneld may just be writing.
     fs::rename(&folder, node.dir.path().join("gone"))?;
     eventually(PATIENCE, || back().then_some(())).context("the files stay away")?;
+    Ok(())
+}
+
+#[test]
+fn two_on_one_host_leave_each_others_forward_rules_in_peace() -> Result<()> {
+    let Some(mut node) = Node::new()? else { return Ok(()) };
+    node.net.cmd("iptables-nft -A FORWARD -j DROP").ok()?;
+    node.leases(&[])?;
+    node.start()?;
+    let config = r#"{"Network": "10.6.0.0/16", "Backend": {"Type": "vxlan", "VNI": 2}}"#;
+    let leases = format!(r#"{{"config": {config}, "own": "10.6.1.0-24", "leases": {{}}}}"#);
+    let leases = node.dir.write("other.json", leases)?;
+    let other_file = node.dir.path().join("other/subnet.env");
+    let second = node.command("run").arg(format!("-from=file:{}", leases.display()));
+    let second = second.arg(format!("-subnet-file={}", other_file.display()));
+    let _second = Process::spawn(&second, node.dir.path().join("other.log"))?;
+    node.shows("nft list chain ip filter FORWARD", "ip daddr 10.6.0.0/16")?;
+    // A rule that is written anew has another handle.
+    let chain = || node.shown("nft -a list chain ip filter FORWARD");
+    let is_quiet = || {
+        let before = chain().ok()?;
+        thread::sleep(Duration::from_millis(300));
+        (chain().ok()? == before).then_some(before)
+    };
+    let (quiet, _) = eventually(Duration::from_secs(3), is_quiet).context("they keep moving")?;
+    let rules: Vec<_> =
+        quiet.lines().filter(|line| line.contains("# handle") && !line.contains("chain")).collect();
+    ensure!(rules.len() == 5 && rules[4].contains("drop"), "{quiet}");
     Ok(())
 }
