@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     Base, Change, Element, Family, Key, Name, Place, Transaction, Verdict,
-    code::{Code, DataHeader, SetHeader},
+    code::{Code, DataHeader, KeyForm, SetHeader},
 };
 
 /// A rule that is in the kernel.
@@ -32,6 +32,14 @@ pub struct ObservedSet {
     pub header: SetHeader,
     /// What is in it.
     pub elements: BTreeMap<Key, Element>,
+}
+
+impl ObservedSet {
+    /// A range that is there has a value in common with `key`.
+    fn has_overlap(&self, key: &Key) -> bool {
+        let widths = [self.header.key_width as usize];
+        self.header.form == KeyForm::Interval && self.elements.keys().any(|held| held.overlaps(key, &widths))
+    }
 }
 
 /// A table as the kernel holds it: read back from there, or kept up to date with what the kernel
@@ -237,14 +245,12 @@ impl Observed {
         if let Some(chain) = unknown.into_iter().find(|chain| !self.chains.contains_key(*chain)) {
             return Err(absent("chain", chain));
         }
-        let present = &mut self.set_mut(set)?.elements;
+        let held = self.set_mut(set)?;
         for (key, element) in elements {
-            match present.get(key) {
-                Some(old) if old.data != element.data => {
-                    return Err(Refusal::Exists { kind: "element", name: format!("{key:?} of {set}") });
-                }
-                Some(_) => {}
-                None => drop(present.insert(key.clone(), element.clone())),
+            match held.elements.get(key) {
+                Some(old) if old.data == element.data => {}
+                None if !held.has_overlap(key) => drop(held.elements.insert(key.clone(), element.clone())),
+                _ => return Err(Refusal::Exists { kind: "element", name: format!("{key:?} of {set}") }),
             }
         }
         Ok(())

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ruleset::{Chain, Element, Family, Key, Name, Observed, Table, Transaction};
+use ruleset::{Chain, Element, Family, Key, Name, Observed, Table, Transaction, code::KeyForm};
 
 use crate::tables::{Config, SetName};
 
@@ -58,7 +58,7 @@ impl Change {
 /// When an element that was not there is added.
 const fn added(set: SetName) -> Step {
     match set {
-        SetName::Classes | SetName::Endpoints | SetName::PodRanges => Step::Grow,
+        SetName::Classes | SetName::Endpoints => Step::Grow,
         _ => Step::Switch,
     }
 }
@@ -176,6 +176,11 @@ pub fn transactions(want: &Table, have: Option<&Observed>) -> Vec<Transaction> {
     let mut gone: BTreeMap<Name, BTreeSet<Key>> = BTreeMap::new();
     for change in whole.changes {
         match change {
+            // No range may come before one goes that it overlaps: they change in the order of the difference.
+            ruleset::Change::DeleteElements { form: KeyForm::Interval, .. }
+            | ruleset::Change::AddElements { form: KeyForm::Interval, .. } => {
+                steps.at(Step::Switch).push(change);
+            }
             ruleset::Change::DeleteElements { set, keys, .. } => {
                 gone.entry(set).or_default().extend(keys);
             }

@@ -208,6 +208,21 @@ fn a_change_of_one_endpoint_is_one_or_two_small_transactions() {
     assert_eq!(world.change(&with(&[6]), at(90)), Vec::<String>::new());
 }
 
+/// The kernel refuses a range beside one that it overlaps, also within one transaction.
+#[test]
+fn other_pod_ranges_take_the_place_of_those_that_they_overlap() {
+    let services = [service("web", "10.96.0.1", None, &[1])];
+    let mut fake = World::new(&services).fake;
+    for range in ["10.244.0.0/15", "10.244.0.0/17", "10.0.0.0/8", "10.244.0.0/16"] {
+        let mut state = State::new(Config { pod_ranges: vec![range.parse().unwrap()], ..config() });
+        let mut found = Found::read(fake.table.as_ref().unwrap());
+        state.sync_with(&mut catalog(&services), &mut found, at(0));
+        let transactions = delta::transactions(&state.table(), fake.table.as_ref());
+        assert_eq!(steps(&transactions), ["-1 pod-ranges +1 pod-ranges"], "{range}");
+        assert_eq!(fake.commit(&transactions), Ok(()), "{range}");
+    }
+}
+
 #[test]
 fn from_and_to_zero_endpoints_never_leave_a_gap() {
     let with = |endpoints: &[u8]| [service("web", "10.96.0.1", None, endpoints)];

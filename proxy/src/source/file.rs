@@ -104,7 +104,9 @@ impl FileSource {
                 self.files.remove(&path);
                 self.forget_troubles(&path.display().to_string());
             }
-            self.forget_trouble(&self.path.display().to_string());
+            if !listed.contains(&self.path) {
+                self.forget_trouble(&self.path.display().to_string()); // a file's own trouble ends as it is read
+            }
             for path in listed.iter().filter(|path| touched.includes(path)) {
                 if *touched != Touched::Sweep || is_at_rest(path) {
                     self.read_file(path);

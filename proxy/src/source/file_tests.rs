@@ -118,6 +118,26 @@ fn a_file_that_never_parsed_leaves_nothing_behind() {
     assert_eq!(names(&source), A);
 }
 
+/// Only reading a file tells that nothing is wrong with it any more.
+#[test]
+fn a_single_file_that_never_parsed_stays_unread_until_it_is_read() {
+    let folder = Folder::new("single");
+    let path = folder.write("a.yaml", "a: [b");
+    let mut source = source(&path);
+    source.read(&Touched::All);
+    source.read(&Touched::Sweep); // somebody may be writing it
+    source.read(&Touched::Files([folder.0.join("b.yaml")].into()));
+    assert!(source.troubles().count() == 1 && !source.is_complete());
+    fs::remove_file(&path).unwrap();
+    source.read(&Touched::All);
+    fs::write(&path, "a: [b").unwrap();
+    source.read(&Touched::Sweep);
+    assert!(source.troubles().count() == 1 && !source.is_complete());
+    folder.write("a.yaml", &service("a", "10.96.0.1"));
+    source.read(&Touched::All);
+    assert!(source.troubles().count() == 0 && source.is_complete());
+}
+
 #[test]
 fn a_service_that_is_passed_over_says_nothing_about_others() {
     let folder = Folder::new("others");

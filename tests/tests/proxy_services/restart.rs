@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::Value;
 use testkit::traffic::{Connector, Server};
-use testkit::{Random, eventually};
+use testkit::{Cmd, Random, eventually};
 
 use crate::world::{LIMIT, USUAL, WEB, World, web};
 
@@ -150,6 +150,25 @@ fn killed_at_200_random_moments_it_ends_where_an_undisturbed_one_does() -> Resul
         right
             .with_context(|| format!("after kill {round}: {:#?} instead of {wanted:#?}", meaning(&world)))?;
     }
+    Ok(())
+}
+
+/// The kernel refuses a range that overlaps one that is there.
+#[test]
+fn a_restart_with_other_pod_ranges_puts_them_in_place_of_the_old_ones() -> Result<()> {
+    let Some(mut world) = World::new("ranges", 0) else { return Ok(()) };
+    world.write("web", &web(&[0]))?;
+    for range in ["10.244.0.0/16", "10.244.0.0/15", "10.244.0.0/17", "10.0.0.0/8"] {
+        world.start(&format!("run --cluster-cidr {range}"))?;
+        let set = world.nft("set ip weft-proxy pod-ranges")?;
+        assert!(set.contains(&format!("elements = {{ {range} }}")), "{range}: {set}");
+        assert_eq!(world.proxy().terminate(LIMIT)?, Some(0));
+    }
+    world.start("run --cluster-cidr 10.0.0.0/8")?;
+    let replaced = "delete element ip weft-proxy pod-ranges { 10.0.0.0/8 }\n\
+                    add element ip weft-proxy pod-ranges { 10.128.0.0/9 }\n";
+    world.node.wrap(Cmd::new("nft -f -").stdin(replaced)).ok()?;
+    world.wait_nft("set ip weft-proxy pod-ranges", "{ 10.0.0.0/8 }")?;
     Ok(())
 }
 
