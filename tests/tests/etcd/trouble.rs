@@ -157,6 +157,31 @@ async fn a_user_with_a_password_gets_in_and_the_password_shows_nowhere() -> Resu
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_permission_that_is_missing_is_named_and_leaves_one_lease_in_etcd() -> Result<()> {
+    let server = with_users(&[])?;
+    let grant = |what: &str| server.ctl(&format!("--user=root:rootpw role {what}")).ok().map(drop);
+    grant(&format!("revoke-permission flannel --prefix=true {PREFIX}/"))?;
+    let mut node = Node::start_with(&as_user(&server, "hunter2"), quick(), facts(1));
+    let needs = format!("permission denied: the user needs to read and write everything under {PREFIX}/");
+    let problem = node.problem().await?;
+    assert!(problem.ends_with(&needs), "{problem}");
+    grant(&format!("grant-permission flannel --prefix=true read {PREFIX}/"))?;
+    grant(&format!("grant-permission flannel --prefix=true readwrite {PREFIX}/weft/"))?;
+    let leases =
+        || server.ctl("--user=root:rootpw lease list").ok().map(|ran| ran.stdout.lines().count() - 1);
+    // Of every attempt one more would stay.
+    eventually("tried", || Ok(leases()? > 0)).await?;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let problem = node.problem().await?;
+    assert!(problem.ends_with(&needs), "{problem}");
+    assert_eq!(leases()?, 1);
+    grant(&format!("grant-permission flannel --prefix=true readwrite {PREFIX}/subnets/"))?;
+    node.leased().await?;
+    assert_eq!(leases()?, 1);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_that_has_ended_is_renewed_without_a_word() -> Result<()> {
     let server = with_users(&["--auth-token-ttl=1"])?;
     let renewing = EtcdSettings { renew_margin: Duration::from_secs(4), ..as_user(&server, "hunter2") };

@@ -101,15 +101,22 @@ impl Connection {
                     let cause = with_hint(&url, self.settings.identity.is_none(), cause);
                     causes.push((index, url, cause));
                 }
-                Err(Verdict::Refused(cause)) => {
-                    self.members[index].client = None;
-                    return Err(Failure::refused(&self.members[index].url, cause));
+                Err(Verdict::Refused(cause)) => return Err(self.refused(index, cause)),
+                Err(Verdict::Denied(cause)) => {
+                    let prefix = self.settings.prefix.trim_end_matches('/');
+                    let needs = "the user needs to read and write everything under";
+                    return Err(self.refused(index, format!("{cause}: {needs} {prefix}/")));
                 }
             }
         }
         // Always in the same order, so that the same trouble is said once.
         causes.sort();
         Err(Failure::unreachable(causes.into_iter().map(|(_, url, cause)| (url, cause))))
+    }
+
+    fn refused(&mut self, index: usize, cause: String) -> Failure {
+        self.members[index].client = None;
+        Failure::refused(&self.members[index].url, cause)
     }
 
     /// The member that answered last broke off, in the middle of a watch.

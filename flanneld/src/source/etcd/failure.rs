@@ -46,6 +46,8 @@ pub(super) enum Verdict {
     Away(String),
     /// Another one would say the same.
     Refused(String),
+    /// So would it here: the user may not do that.
+    Denied(String),
 }
 
 /// Numbers of gRPC's status codes (google.rpc.Code).
@@ -60,15 +62,14 @@ mod code {
 pub(super) fn judge(error: &Error) -> Verdict {
     match error {
         Error::GRpcStatus(status) => {
-            let refused = matches!(
-                i32::from(status.code()),
-                code::INVALID_ARGUMENT
-                    | code::PERMISSION_DENIED
-                    | code::FAILED_PRECONDITION
-                    | code::UNAUTHENTICATED
-            );
             let cause = std::error::Error::source(status).map_or_else(|| status.message().to_owned(), root);
-            if refused { Verdict::Refused(cause) } else { Verdict::Away(cause) }
+            match i32::from(status.code()) {
+                code::PERMISSION_DENIED => Verdict::Denied(cause),
+                code::INVALID_ARGUMENT | code::FAILED_PRECONDITION | code::UNAUTHENTICATED => {
+                    Verdict::Refused(cause)
+                }
+                _ => Verdict::Away(cause),
+            }
         }
         Error::TransportError(error) => Verdict::Away(root(error)),
         Error::InvalidArgs(_) | Error::InvalidUri(_) | Error::InvalidMetadataValue(_) => {

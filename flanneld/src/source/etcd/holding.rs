@@ -223,6 +223,22 @@ impl Session {
         self.note = Some(note);
     }
 
+    /// An etcd lease to write with, and the seconds that it lasts: the one that is left of a write that failed,
+    /// unless half of it is gone. So what fails again and again leaves one in etcd, and none is given back
+    /// that our key may hang on because an answer got lost.
+    async fn term(&mut self) -> Result<(i64, u64), End> {
+        let lasts = seconds(self.times.lease);
+        if let Some(spare) = self.spare {
+            let left = self.store.left(spare).await?;
+            if left > lasts / 2 {
+                return Ok((spare, left.unsigned_abs()));
+            }
+        }
+        let (ttl_lease, lasts) = self.store.grant(lasts).await?;
+        self.spare = Some(ttl_lease);
+        Ok((ttl_lease, lasts))
+    }
+
     /// Writes a lease. Whether it was written; if so, it is the one that we hold.
     async fn write(
         &mut self,
@@ -231,8 +247,7 @@ impl Session {
         reservation: bool,
         identity: NodeIdentity,
     ) -> Result<bool, End> {
-        let (ttl_lease, lasts) =
-            if reservation { (0, 0) } else { self.store.grant(seconds(self.times.lease)).await? };
+        let (ttl_lease, lasts) = if reservation { (0, 0) } else { self.term().await? };
         let term = Term { ttl_lease, lasts: Duration::from_secs(lasts), margin: self.margin };
         held.writing();
         let write = Write {
@@ -250,14 +265,17 @@ impl Session {
         }
         let outcome = self.store.write(&write).await?;
         self.learn(outcome.snapshot);
-        if !outcome.written {
-            if ttl_lease != 0 {
-                self.store.revoke(ttl_lease).await;
-            }
+        let there = self.snapshot.leases.get(&held.key);
+        // Where an answer got lost and another member was asked again, the first time may have done it.
+        let is_it =
+            |lease: &RawLease| ttl_lease != 0 && lease.ttl_lease == ttl_lease && lease.value == write.value;
+        if !outcome.written && !there.is_some_and(is_it) {
             return Ok(false);
         }
-        let modified = self.snapshot.leases.get(&held.key).map_or(0, |lease| lease.modified);
-        held.wrote(modified, term);
+        held.wrote(there.map_or(0, |lease| lease.modified), term);
+        if !reservation {
+            self.spare = None;
+        }
         self.held = Some(held);
         Ok(true)
     }

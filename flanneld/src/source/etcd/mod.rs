@@ -87,6 +87,8 @@ pub struct Session {
     seen: i64,
     config: Option<(String, Config)>,
     held: Option<Held>,
+    /// An etcd lease of ours that a write may or may not have used.
+    spare: Option<i64>,
     /// A lease that we held and lost.
     lost: Option<Lost>,
     /// Addresses that took a lease from us, and when one did so last.
@@ -138,6 +140,7 @@ impl Session {
             seen: 0,
             config: None,
             held: None,
+            spare: None,
             lost: None,
             rivals: BTreeSet::new(),
             taken_at: None,

@@ -193,6 +193,12 @@ impl Store {
         Ok((answer.id(), u64::try_from(answer.ttl()).unwrap_or(0)))
     }
 
+    /// The seconds that an etcd lease lasts still; less than one if it has ended.
+    pub(super) async fn left(&mut self, ttl_lease: i64) -> Result<i64, Failure> {
+        let ask = |mut client: Client| async move { client.lease_time_to_live(ttl_lease, None).await };
+        Ok(self.etcd.call(ask).await?.ttl())
+    }
+
     /// Gives an etcd lease back. Nobody depends on it: one that stays ends by itself.
     pub(super) async fn revoke(&mut self, ttl_lease: i64) {
         let revoke = |mut client: Client| async move { client.lease_revoke(ttl_lease).await };
