@@ -16,6 +16,7 @@ use netmodel::Subnet;
 use crate::{
     addresses,
     failure::kernel,
+    foreign,
     hostports::HostPorts,
     linkage::Host,
     links, nat,
@@ -64,17 +65,26 @@ pub(crate) fn add(call: &Call, network: &Network, pod_networks: &[Subnet]) -> Re
         Scratch::write(&path, network, &call.who)?;
         undo.push(move || scratch::remove(&path));
     }
+    let early = Plan::new(&bridge, &call.who, &[], &[]);
+    let is_owned = !pod_networks.is_empty();
+    let mut host = Host { socket, bridge: &bridge, plan: &early, is_owned, cabled: None };
     let leased = match (bridge.ipam.as_ref().zip(reservations.as_ref()), &bridge.foreign_ipam) {
         (Some((ipam, reservations)), _) => {
             let requested = &ipam.requested;
             let wish = Wish { who: &call.who, requested, record: &record, records: &records };
             addresses::lease(ipam, reservations, wish, &mut undo)?
         }
-        (None, Some(kind)) => addresses::lease_from(kind, network, &mut undo)?,
+        (None, Some(kind)) => {
+            foreign::find(kind)?;
+            // It may look for the interface, as the one by DHCP does.
+            let device = host.ensure_bridge()?;
+            host.cabled = Some(host.cable(&device, &netns, &call.who, &mut undo)?);
+            addresses::lease_from(kind, network, &mut undo)?
+        }
         (None, None) => Leased::default(),
     };
     let plan = Plan::new(&bridge, &call.who, &leased.addresses, &leased.routes);
-    let host = Host { socket, bridge: &bridge, plan: &plan, is_owned: !pod_networks.is_empty() };
+    host.plan = &plan;
     let interfaces = attach(call, host, pod, &mappings, &mut undo)?;
     let dns = if bridge.dns == Dns::default() { leased.dns } else { bridge.dns.clone() };
     let mut made = outcome(&plan, interfaces, dns);
@@ -148,7 +158,10 @@ fn attach<'a>(
         gateway = Some(link).filter(|link| link.index != device.index);
     }
     translate(call, &host, mappings, undo)?;
-    let indexes = host.cable(&device, pod.netns, &call.who, undo)?;
+    let indexes = match host.cabled {
+        Some(indexes) => indexes,
+        None => host.cable(&device, pod.netns, &call.who, undo)?,
+    };
     pod.configure(indexes.far, host.bridge, plan)?;
     // In this order: asking for the near end opens the port where the kernel has not got round to it.
     let near = host.report(indexes.near)?;

@@ -4,8 +4,8 @@
 use std::{fs, net::IpAddr, path::Path};
 
 use cni_core::{
-    Attachment, Chosen, Code, Dns, Error, IpConfig, Ipam, Leased, Network, Outcome, Owners, Record, Trace,
-    parse_resolv_conf,
+    Attachment, Chosen, Code, Dns, Error, IpConfig, Ipam, Leased, Network, Outcome, Owners, RangeSet, Record,
+    Trace, parse_resolv_conf,
 };
 
 use crate::{
@@ -38,14 +38,13 @@ pub(crate) fn lease<'a>(
     Ok(Leased { addresses: chosen, routes: ipam.routes.clone(), dns })
 }
 
-/// What another plugin gives for `network`.
+/// What another plugin, which is there, gives for `network`.
 pub(crate) fn lease_from<'a>(
     kind: &'a str,
     network: &'a Network,
     undo: &mut Undo<'a>,
 ) -> Result<Leased, Error> {
-    // One that is not there has done nothing; any other may have done half of it even where it failed.
-    foreign::find(kind)?;
+    // It may have done half of it even where it failed.
     undo.push(|| foreign::run(kind, "DEL", network).map(drop));
     let (_, result) = foreign::add(kind, network)?;
     Leased::from_result(result)
@@ -141,20 +140,27 @@ pub(crate) fn reported_before(call: &Call) -> Vec<IpAddr> {
     previous.addresses_of(call.who.ifname.as_str()).map(|ip| ip.address).collect()
 }
 
-/// Fails with code 50 where a set has no address left.
-pub(crate) fn ready(ipam: &Ipam, reservations: &Reservations) -> Result<(), Error> {
+/// Fails with code 50 where a set has no address left, not even one that ADD would find abandoned.
+pub(crate) fn ready(ipam: &Ipam, reservations: &Reservations, records: &Records) -> Result<(), Error> {
     if reservations.are_of_earlier_boot() {
         return Ok(());
     }
-    let taken = reservations.taken()?;
-    for set in &ipam.sets {
-        let inside = taken.iter().filter(|ip| set.range_of(**ip).is_some_and(|r| r.gateway != **ip)).count();
-        if inside as u128 >= set.capacity() {
-            let text = format!("no IP addresses available in range set: {set}");
-            return Err(Error::new(Code::NotAvailable, text));
-        }
+    let mut taken = reservations.taken()?;
+    if full_set(ipam, &taken).is_some() {
+        let abandoned: Vec<IpAddr> = sweep::abandoned(records)?;
+        taken.retain(|ip| !abandoned.contains(ip));
     }
-    Ok(())
+    full_set(ipam, &taken).map_or(Ok(()), |set| {
+        let text = format!("no IP addresses available in range set: {set}");
+        Err(Error::new(Code::NotAvailable, text))
+    })
+}
+
+fn full_set<'i>(ipam: &'i Ipam, taken: &[IpAddr]) -> Option<&'i RangeSet> {
+    ipam.sets.iter().find(|set| {
+        let is_inside = |ip: &&IpAddr| set.range_of(**ip).is_some_and(|range| range.gateway != **ip);
+        taken.iter().filter(is_inside).count() as u128 >= set.capacity()
+    })
 }
 
 /// Releases what none of the `valid` attachments holds.

@@ -8,7 +8,7 @@ use std::{
 
 use cni_core::{Attachment, Error, HostAddress, Network, Record, foreign_ipam};
 use linux::{
-    link::{self, Kind, Link},
+    link::{Kind, Link},
     netlink::RouteSocket,
     netns::Netns,
 };
@@ -56,7 +56,9 @@ pub(crate) fn del(call: &Call, network: &Network) -> Result<(), Error> {
     }
     // Only now: an address must not be given away while anything still goes with it.
     addresses::release(call, reservations.as_ref(), record.as_ref(), &records)?;
-    if let Some(kind) = foreign_ipam {
+    // Without a trace of ADD it found that plugin neither, and made nothing.
+    let is_nothing = |kind: &String| !was_linked && record.is_none() && foreign::find(kind).is_err();
+    if let Some(kind) = foreign_ipam.filter(|kind| !is_nothing(kind)) {
         foreign::run(&kind, "DEL", network)?;
     }
     if let Some(path) = &traces.scratch {
@@ -79,7 +81,12 @@ fn end_subnets(call: &Call) -> Result<(), Error> {
 /// all. Without a record and without a link only what the configuration says was ever made.
 fn traces(call: &Call, record: Option<&Held>, is_linked: bool) -> Record {
     match record {
-        Some(record) if record.before.closed => record.before.clone(),
+        // The configuration may have changed, and have left to a plugin what is now this one's.
+        Some(Held { before, .. }) if before.closed => Record {
+            host_ports: before.host_ports || call.network.is_handed("portMappings"),
+            limits: before.limits || call.network.is_handed("bandwidth"),
+            ..before.clone()
+        },
         _ => {
             let is_found = record.is_some() || is_linked;
             Record {
@@ -112,11 +119,11 @@ struct Found {
 }
 
 impl Found {
-    /// For `held` see [`link::detach_and_delete`].
+    /// For `held` see [`links::delete`].
     fn delete(&self, held: Option<BorrowedFd<'_>>) -> Result<(), Error> {
         match &self.netns {
-            None => delete(&self.end, held),
-            Some(netns) => netns.enter(|| delete(&self.end, held)).map_err(|e| kernel(&e))?,
+            None => links::delete(&self.end, held),
+            Some(netns) => netns.enter(|| links::delete(&self.end, held)).map_err(|e| kernel(&e))?,
         }
     }
 }
@@ -145,12 +152,4 @@ fn is_anothers(host: &mut RouteSocket, far: &Link, who: &Attachment) -> bool {
     let near = links::peer_of(host, far).ok().flatten();
     near.and_then(|near| near.alias)
         .is_some_and(|alias| alias.starts_with(netmodel::MARK) && alias != who.alias())
-}
-
-/// Deletes a veth pair by one end in the namespace of this thread.
-fn delete(link: &Link, held: Option<BorrowedFd<'_>>) -> Result<(), Error> {
-    match link::detach_and_delete(link.index, &link.name, held) {
-        Err(e) if !e.is_not_found() => Err(kernel(&e)),
-        _ => Ok(()),
-    }
 }

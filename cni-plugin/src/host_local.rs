@@ -1,7 +1,5 @@
 //! Addresses for an interface that another plugin makes (`ipam.type` `host-local`).
 
-use std::path::Path;
-
 use cni_core::{Arguments, Code, Error, Ipam, Network, Outcome};
 
 use crate::{
@@ -17,9 +15,8 @@ use crate::{
 pub(crate) const PLUGIN: Plugin = Plugin { add, del, check, gc, status };
 
 fn add(call: &Call) -> Result<String, Error> {
-    let ipam = configured(&call.network, &call.args)?;
     let records = Records::of(&call.network)?;
-    let reservations = of(&call.network, &ipam, &records);
+    let (ipam, reservations) = configured(&call.network, &call.args, &records)?;
     let record = records.take(&call.who)?;
     let mut held = record.before.pods().into_iter().map(|pod| pod.address);
     if let Some(ip) = held.find(|ip| reservations.is_held(*ip, &call.who)) {
@@ -44,14 +41,9 @@ fn del(call: &Call) -> Result<(), Error> {
     record.map_or(Ok(()), |record| record.remove())
 }
 
-fn of(network: &Network, ipam: &Ipam, records: &Records) -> Reservations {
-    Reservations::of(Path::new(&ipam.data_dir).join(&network.name), records)
-}
-
 fn check(call: &Call) -> Result<(), Error> {
-    let ipam = configured(&call.network, &call.args)?;
-    let held = of(&call.network, &ipam, &Records::of(&call.network)?).held(&call.who)?;
-    if held.is_empty() {
+    let (_, reservations) = configured(&call.network, &call.args, &Records::of(&call.network)?)?;
+    if reservations.held(&call.who)?.is_empty() {
         let text = format!("host-local: Failed to find address added by container {}", call.who.container);
         return Err(Error::new(Code::Internal, text));
     }
@@ -64,11 +56,12 @@ fn gc(network: &Network) -> Result<(), Error> {
 }
 
 fn status(network: &Network) -> Result<(), Error> {
-    let ipam = configured(network, &Arguments::default())?;
-    addresses::ready(&ipam, &of(network, &ipam, &Records::of(network)?))
+    let records = Records::of(network)?;
+    let (ipam, reservations) = configured(network, &Arguments::default(), &records)?;
+    addresses::ready(&ipam, &reservations, &records)
 }
 
-fn configured(network: &Network, args: &Arguments) -> Result<Ipam, Error> {
-    let missing = || Error::new(Code::InvalidConfig, "IPAM config missing 'ipam' key");
-    Ipam::parse(network, args)?.ok_or_else(missing)
+fn configured(network: &Network, args: &Arguments, records: &Records) -> Result<(Ipam, Reservations), Error> {
+    let ipam = Ipam::parse(network, args)?.zip(networks::reservations_beside(network, records)?);
+    ipam.ok_or_else(|| Error::new(Code::InvalidConfig, "IPAM config missing 'ipam' key"))
 }

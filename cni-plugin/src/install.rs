@@ -20,8 +20,9 @@ const CONFLIST: &str = include_str!("../../manifests/10-flannel.conflist");
 /// Its name: runtimes take the first one of their folder.
 const CONFLIST_NAME: &str = "10-flannel.conflist";
 
-/// The program's file, which the links of the other names lead to.
-const PROGRAM: &str = Role::Flannel.name();
+/// The program's file that the links of the other names lead to. No other package has it: what copies its own
+/// `flannel` over ours must not become all the others.
+const PROGRAM: &str = "weft-cni";
 
 /// How it is called.
 const USAGE: &str = "usage: flannel install [--bin-dir DIR] [--conf-dir DIR] [--replace]
@@ -41,19 +42,23 @@ struct Options {
 /// Installs, as the arguments behind `install` say, and returns what there is to tell.
 pub(crate) fn install(arguments: impl Iterator<Item = OsString>) -> Result<String, Error> {
     let Some(options) = Options::parse(arguments)? else { return Ok(USAGE.to_owned()) };
-    let (program, conflist) = (options.bin_dir.join(PROGRAM), options.conf_dir.join(CONFLIST_NAME));
+    let programs = [PROGRAM, Role::Flannel.name()].map(|name| options.bin_dir.join(name));
+    let conflist = options.conf_dir.join(CONFLIST_NAME);
     let links = Role::ALL.into_iter().filter(|role| *role != Role::Flannel);
     let links: Vec<PathBuf> = links.map(|role| options.bin_dir.join(role.name())).collect();
     // Nothing takes the place of a folder: better to know before anything is done.
-    let taken = links.iter().filter(|_| options.replace).chain([&program, &conflist]);
+    let taken = links.iter().filter(|_| options.replace).chain(&programs).chain([&conflist]);
     taken.into_iter().try_for_each(|path| not_a_folder(path))?;
     make_folder(&options.bin_dir)?;
     make_folder(&options.conf_dir)?;
-    replace_with(&program, 0o755, |file| {
-        let mut own = File::open("/proc/self/exe")?;
-        io::copy(&mut own, file).map(drop)
-    })?;
-    let mut told = format!("installed {}\n", program.display());
+    let mut told = String::new();
+    for program in &programs {
+        replace_with(program, 0o755, |file| {
+            let mut own = File::open("/proc/self/exe")?;
+            io::copy(&mut own, file).map(drop)
+        })?;
+        told.push_str(&format!("installed {}\n", program.display()));
+    }
     for link in links {
         if options.replace || is_free(&link) {
             replace_link(&link)?;
@@ -105,10 +110,11 @@ fn not_a_folder(path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// There is nothing at `link`, or a link of ours.
+/// There is nothing at `link`, or a link of ours, such as led to `flannel` once.
 fn is_free(link: &Path) -> bool {
+    let ours = [PROGRAM, Role::Flannel.name()].map(Path::new);
     match fs::symlink_metadata(link) {
-        Ok(_) => fs::read_link(link).is_ok_and(|target| target == Path::new(PROGRAM)),
+        Ok(_) => fs::read_link(link).is_ok_and(|target| ours.contains(&&*target)),
         Err(e) => e.kind() == io::ErrorKind::NotFound,
     }
 }

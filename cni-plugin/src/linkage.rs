@@ -24,6 +24,8 @@ pub(crate) struct Host<'a> {
     pub(crate) plan: &'a Plan,
     /// The bridge is the node's own, whose subnet and MTU may have changed.
     pub(crate) is_owned: bool,
+    /// The veth pair, where it had to be there before the addresses.
+    pub(crate) cabled: Option<VethIndexes>,
 }
 
 impl Host<'_> {

@@ -1,5 +1,7 @@
 //! Interfaces by their names, marks and peers.
 
+use std::os::fd::BorrowedFd;
+
 use cni_core::{Attachment, Code, Error, HostAddress, Interface};
 use linux::{
     link::{self, Kind, Link},
@@ -13,6 +15,15 @@ use crate::failure::kernel;
 pub(crate) fn addresses_on(socket: &mut RouteSocket, index: u32) -> Result<Vec<HostAddress>, linux::Error> {
     let addresses = socket.addresses(Some(index))?;
     Ok(addresses.iter().map(|a| HostAddress { address: a.address, prefix: a.prefix }).collect())
+}
+
+/// Deletes an interface in the namespace of this thread, and returns when it is gone; absent is done. For `held` see
+/// [`link::detach_and_delete`].
+pub(crate) fn delete(link: &Link, held: Option<BorrowedFd<'_>>) -> Result<(), Error> {
+    match link::detach_and_delete(link.index, &link.name, held) {
+        Err(e) if !e.is_not_found() => Err(kernel(&e)),
+        _ => Ok(()),
+    }
 }
 
 /// Deletes an interface of the host; absent is done.

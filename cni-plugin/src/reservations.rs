@@ -61,8 +61,10 @@ pub(crate) struct Wish<'a> {
 }
 
 impl Reservations {
-    /// Those in `folder`, which need not exist, of the network that has these records.
+    /// Those in `folder`, which need not exist, of the network that has these records. A relative one begins where the
+    /// runtime runs; DEL may be called from elsewhere.
     pub(crate) fn of(folder: PathBuf, records: &Records) -> Self {
+        let folder = std::path::absolute(&folder).unwrap_or(folder);
         Self { folder, released: Released::in_file(records.beside("released")) }
     }
 

@@ -60,12 +60,13 @@ impl Scratch {
     }
 }
 
-/// Removes the files of this network's attachments that are not valid.
+/// Removes the files of this network's attachments that are not valid; goes on after a failure and reports the first.
 pub(crate) fn sweep(network: &Network, valid: &[Attachment]) -> Result<(), Error> {
     let folder = scratch_dir(network)?;
     let own: BTreeSet<String> = valid.iter().map(own_name).collect();
     let mut by_container: BTreeMap<&str, Vec<&Attachment>> = BTreeMap::new();
     valid.iter().for_each(|who| by_container.entry(&who.container).or_default().push(who));
+    let mut swept = Ok(());
     for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
         let (name, content) = (entry.file_name(), fs::read(entry.path()).unwrap_or_default());
         let is_its = Network::parse(&content).is_ok_and(|delegated| delegated.name == network.name);
@@ -74,10 +75,10 @@ pub(crate) fn sweep(network: &Network, valid: &[Attachment]) -> Result<(), Error
             own.contains(name) || by_container.get(name).is_some_and(|owners| owners.iter().any(is_of))
         });
         if is_its && !is_valid {
-            remove(&entry.path())?;
+            swept = swept.and(remove(&entry.path()));
         }
     }
-    Ok(())
+    swept
 }
 
 /// Removes such a file; absent is done.

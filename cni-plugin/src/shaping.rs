@@ -33,7 +33,7 @@ pub(crate) fn add(
         let ifb = make_ifb(&mut host, &call.who, &name, &near)?;
         let (index, alias) = (ifb.index, call.who.alias());
         let made = ifb.clone();
-        undo.push(move || delete(&made));
+        undo.push(move || links::delete(&made, None));
         let change = Change { alias: Some(&alias), up: Some(true), ..Change::default() };
         steps.extend([
             (bucket(limit, &near).add(index, &name), None),
@@ -63,7 +63,7 @@ pub(crate) fn add(
 /// host's end.
 pub(crate) fn del(call: &Call) -> Result<(), Error> {
     match ifb_of(&mut RouteSocket::open().map_err(|e| kernel(&e))?, call)? {
-        Some(ifb) => delete(&ifb),
+        Some(ifb) => links::delete(&ifb, None),
         None => Ok(()),
     }
 }
@@ -72,7 +72,7 @@ pub(crate) fn del(call: &Call) -> Result<(), Error> {
 pub(crate) fn end(who: &Attachment) -> Result<(), Error> {
     let mut host = RouteSocket::open().map_err(|e| kernel(&e))?;
     let found = host.link(&links::parse_name(&who.ifb())?).map_err(|e| kernel(&e))?;
-    found.filter(|ifb| is_ifb_of(ifb, who)).map_or(Ok(()), |ifb| delete(&ifb))
+    found.filter(|ifb| is_ifb_of(ifb, who)).map_or(Ok(()), |ifb| links::delete(&ifb, None))
 }
 
 /// The same where the host's end stays: it is no longer limited.
@@ -92,7 +92,7 @@ pub(crate) fn release(call: &Call) -> Result<(), Error> {
         // It is as good without: what is refused here goes with the host's end.
         let _ = host.apply(&ingress.into_iter().chain(bucket).collect::<Vec<_>>());
     }
-    ifb.map_or(Ok(()), |ifb| delete(&ifb))
+    ifb.map_or(Ok(()), |ifb| links::delete(&ifb, None))
 }
 
 /// What [`add`] set is there.
@@ -181,14 +181,6 @@ fn ifb_of(host: &mut RouteSocket, call: &Call) -> Result<Option<Link>, Error> {
         }
     }
     Ok(None)
-}
-
-/// Returns when it is gone.
-fn delete(ifb: &Link) -> Result<(), Error> {
-    match link::detach_and_delete(ifb.index, &ifb.name, None) {
-        Err(e) if !e.is_not_found() => Err(kernel(&e)),
-        _ => Ok(()),
-    }
 }
 
 /// Carries out requests that remove something.

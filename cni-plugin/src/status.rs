@@ -3,7 +3,7 @@
 use cni_core::{Arguments, Attachment, Bridge, Code, Error, HostAddress, Ipam, Network};
 use linux::netlink::RouteSocket;
 
-use crate::{addresses, failure::kernel, foreign, linkage, networks, vlans};
+use crate::{addresses, failure::kernel, foreign, linkage, networks, records::Records, vlans};
 
 /// Silent if the network is ready. Whether its bridge `is_owned` see [`linkage::Host`].
 pub(crate) fn status(network: &Network, is_owned: bool) -> Result<(), Error> {
@@ -17,7 +17,9 @@ pub(crate) fn status(network: &Network, is_owned: bool) -> Result<(), Error> {
     if bridge.is_gateway && (is_owned || any_attached) {
         has_gateways(&bridge, ipam, is_owned, any_attached)?;
     }
-    networks::reservations(network)?.map_or(Ok(()), |reservations| addresses::ready(ipam, &reservations))
+    let records = Records::of(network)?;
+    let reservations = networks::reservations_beside(network, &records)?;
+    reservations.map_or(Ok(()), |reservations| addresses::ready(ipam, &reservations, &records))
 }
 
 fn degraded(text: String) -> Error {

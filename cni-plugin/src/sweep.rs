@@ -8,6 +8,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    net::IpAddr,
     path::Path,
     time::{Duration, SystemTime},
 };
@@ -61,6 +62,12 @@ pub(crate) fn sweep_one(records: &Records, who: &Attachment) -> Result<bool, Err
     let dead = find_dead(records, &[who.record_name()])?;
     clear(records, &dead)?;
     Ok(!dead.is_empty())
+}
+
+/// The addresses, or some of them, that the next ADD could free because they are of attachments that are gone.
+pub(crate) fn abandoned(records: &Records) -> Result<Vec<IpAddr>, Error> {
+    let dead = find_dead(records, &records.names())?;
+    Ok(dead.iter().flat_map(|held| held.before.pods()).map(|pod| pod.address).collect())
 }
 
 /// There were few records the last time, or it is long ago.

@@ -96,6 +96,13 @@ impl Attachment {
         Mac::locally_administered([a, b, c, d, e ^ 0x55, f])
     }
 
+    /// The Ethernet address of a bridge that is made for it, where no IP address decides it.
+    #[must_use]
+    pub fn bridge_mac(&self) -> Mac {
+        let [_, a, b, c, d, e, f, _] = self.hash().to_be_bytes();
+        Mac::locally_administered([a, b, c, d, e, f])
+    }
+
     /// What the file of a reserved address holds: container, CR LF, interface.
     #[must_use]
     pub fn reservation(&self) -> String {

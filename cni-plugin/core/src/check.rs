@@ -60,12 +60,24 @@ pub fn check(bridge: &Bridge, ifname: &IfName, previous: &Outcome, seen: &Seen) 
         }
     }
     wrong.extend(seen.missing.iter().cloned());
-    let absent = previous.routes.iter().filter(|route| route.table.is_none() && !is_set(route, seen));
+    // No others are set than those of families that the container has an address of.
+    let has_family = |route: &Route| {
+        previous.addresses_of(ifname.as_str()).any(|ip| ip.address.is_ipv4() == route.dst.is_ipv4())
+    };
+    let is_checked = |route: &&Route| has_family(route) && is_in_main(route, bridge);
+    let absent = previous.routes.iter().filter(is_checked).filter(|route| !is_set(route, seen));
     wrong.extend(absent.map(|route| format!("route {} is missing", route.dst)));
     if wrong.is_empty() {
         return Ok(());
     }
     Err(Error::new(Code::Internal, format!("the attachment is not as it was made: {}", wrong.join("; "))))
+}
+
+/// Results before 1.1.0 don't tell of the table that the configuration names.
+fn is_in_main(route: &Route, bridge: &Bridge) -> bool {
+    let configured = bridge.ipam.iter().flat_map(|ipam| &ipam.routes);
+    let mut elsewhere = configured.filter(|other| other.table.is_some());
+    route.table.is_none() && !elsewhere.any(|other| other.dst == route.dst)
 }
 
 /// A default route may have been given another gateway, as in the reference.

@@ -183,7 +183,7 @@ mod tests {
         let bridge = Bridge::parse(&delegate, &Arguments::default()).unwrap();
         assert_eq!((bridge.mtu.map(netmodel::Mtu::get), bridge.is_gateway), (Some(1300), false));
         let ipam = bridge.ipam.unwrap();
-        assert_eq!((ipam.data_dir.as_str(), ipam.routes.len()), ("/d", 2));
+        assert_eq!((data_dir(&delegate), ipam.routes.len()), (Ok(Some("/d".to_owned())), 2));
     }
 
     #[test]

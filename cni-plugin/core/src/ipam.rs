@@ -18,8 +18,6 @@ const OURS: &str = "host-local";
 /// Address management as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ipam {
-    /// The folder above the network's own.
-    pub data_dir: String,
     /// A container gets one address of each.
     pub sets: Vec<RangeSet>,
     /// Routes for the container.
@@ -60,11 +58,8 @@ fn section(network: &Network) -> Result<Option<Keys<'_>>, Error> {
 /// # Errors
 /// The section can't be decoded.
 pub fn data_dir(network: &Network) -> Result<Option<String>, Error> {
-    section(network)?.map(|ipam| folder(&ipam)).transpose()
-}
-
-fn folder(ipam: &Keys<'_>) -> Result<String, Error> {
-    Ok(ipam.filled("dataDir")?.unwrap_or(DEFAULT_DATA_DIR).to_owned())
+    let folder = |ipam: Keys<'_>| Ok(ipam.filled("dataDir")?.unwrap_or(DEFAULT_DATA_DIR).to_owned());
+    section(network)?.map(folder).transpose()
 }
 
 impl Ipam {
@@ -87,7 +82,6 @@ impl Ipam {
             return Err(Error::new(Code::InvalidConfig, msg));
         }
         Ok(Some(Self {
-            data_dir: folder(&ipam)?,
             sets,
             routes: routes(&ipam)?,
             resolv_conf: ipam.filled("resolvConf")?.map(str::to_owned),
@@ -210,7 +204,6 @@ mod tests {
         assert_eq!(sets, ["fd00::/64", "10.1.0.0/24", "10.2.0.0/24"]);
         let requested: Vec<String> = ipam.requested.iter().map(IpAddr::to_string).collect();
         assert_eq!(requested, ["fd00::7", "10.1.0.8", "10.2.0.9"]);
-        assert_eq!(ipam.data_dir, DEFAULT_DATA_DIR);
     }
 
     #[test]

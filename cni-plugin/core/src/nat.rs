@@ -14,6 +14,7 @@ use ruleset::{
 
 use crate::{
     Attachment, Code, Error, Forwarding, HostAddress,
+    attachment::is_identifier,
     hostport::mark,
     hostport_class::Class,
     hostport_rules::{self, Translated},
@@ -410,6 +411,8 @@ impl Taken {
     pub fn owner(&self) -> Option<Attachment> {
         let mut parts = self.owner.strip_prefix(netmodel::MARK)?.splitn(3, '/').map(str::to_owned);
         let (network, container, ifname) = (parts.next()?, parts.next()?, parts.next()?);
+        // A long one is there as a hash.
+        is_identifier(&container).then_some(())?;
         Some(Attachment { network, container, ifname: ifname.parse().ok()? })
     }
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, net::IpAddr};
 
-use netmodel::{IfName, Mac, Subnet};
+use netmodel::{Mac, Subnet};
 
 use crate::{
     Attachment, Bridge, Code, Dns, Error, IpConfig, Outcome, Route,
@@ -121,12 +121,12 @@ impl Plan {
             gateways.extend(gateway.filter(|gw| !gateways.contains(gw)));
         }
         Self {
-            mac: bridge.mac.unwrap_or_else(|| mac_for(addresses.first(), who)),
-            bridge_mac: link_mac(
-                &bridge.bridge,
-                gateways.first().filter(|_| bridge.gateway_link == bridge.bridge),
-            ),
-            gateway_mac: link_mac(&bridge.gateway_link, gateways.first()),
+            // Others' address management finds the interface in its place, before it has an address.
+            mac: bridge
+                .mac
+                .unwrap_or_else(|| mac_for(addresses.first().filter(|_| bridge.foreign_ipam.is_none()), who)),
+            bridge_mac: link_mac(gateways.first().filter(|_| bridge.gateway_link == bridge.bridge), who),
+            gateway_mac: link_mac(gateways.first(), who),
             routes: pod_routes(&reported, &addresses),
             addresses,
             reported,
@@ -186,15 +186,10 @@ fn mac_of(address: IpAddr) -> Mac {
     Mac([0x0a, 0x58, a, b, c, d])
 }
 
-/// An interface made again for the same gateway has the same address, so that containers go on.
-fn link_mac(name: &IfName, gateway: Option<&HostAddress>) -> Mac {
-    gateway.map_or_else(
-        || {
-            let [a, b, c, d, e, f, ..] = mix(name.as_str().bytes()).to_be_bytes();
-            Mac::locally_administered([a, b, c, d, e, f])
-        },
-        |gateway| mac_of(gateway.address),
-    )
+/// An interface made again for the same gateway has the same address, so that containers go on. One without is not
+/// missed by anybody, and other hosts, which it may be connected to, have one of the same name.
+fn link_mac(gateway: Option<&HostAddress>, who: &Attachment) -> Mac {
+    gateway.map_or_else(|| who.bridge_mac(), |gateway| mac_of(gateway.address))
 }
 
 #[cfg(test)]

@@ -71,7 +71,7 @@ pub enum Invocation {
 /// What CNI_ARGS may hold for this plugin.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Arguments {
-    /// `IP`: the addresses asked for, separated by commas.
+    /// `IP`: the address asked for.
     pub ip: Option<String>,
     /// `MAC`: the Ethernet address asked for.
     pub mac: Option<Mac>,

@@ -77,3 +77,24 @@ fn a_flannel_pod_is_checked_without_the_subnet_file() -> Result<()> {
     assert!(text.contains("route 0.0.0.0/0 is missing") && text.contains("10.42.3.2"), "{text}");
     Ok(())
 }
+
+#[test]
+fn routes_of_absent_families_and_other_tables_are_not_missed() -> Result<()> {
+    let Some(bed) = Bed::new("routes")? else { return Ok(()) };
+    let ipam = json!({"type": "host-local", "dataDir": bed.path("networks"), "ranges": [[{"subnet": "10.99.0.0/24"}]],
+        "routes": [{"dst": "::/0"}, {"dst": "192.0.2.0/24", "table": 300}, {"dst": "198.51.100.0/24"}]});
+    for version in ["0.4.0", "1.0.0", "1.1.0"] {
+        let pod = Netns::new()?;
+        let who = Who::new("c1", &pod);
+        let config = with(&bed.bridge(), &json!({"cniVersion": version, "ipam": ipam}));
+        let result = call("ADD", &who, &config).result();
+        assert_eq!(pod.cmd("ip -j route show table 300").json()?[0]["dst"], "192.0.2.0/24");
+        let checked = with(&config, &json!({"prevResult": result}));
+        call("CHECK", &who, &checked).silent();
+        pod.cmd("ip route del 198.51.100.0/24").ok()?;
+        let (_, text) = call("CHECK", &who, &checked).error();
+        assert!(text.ends_with("as it was made: route 198.51.100.0/24 is missing"), "{text}");
+        call("DEL", &who, &config).silent();
+    }
+    Ok(())
+}

@@ -185,3 +185,41 @@ fn rule_59_gc_goes_on_after_a_failure_and_tells_it() -> Result<()> {
     assert!(!Cmd::new("nft list ruleset").ok()?.stdout.contains("weft:net/c1"));
     Ok(())
 }
+
+#[test]
+fn a_foreign_ipam_finds_the_interface_in_its_place() -> Result<()> {
+    let Some(bed) = Bed::new("early")? else { return Ok(()) };
+    let answer = r#"if [ "$CNI_COMMAND" = ADD ]; then
+        nsenter --net="$CNI_NETNS" ip -j link show "$CNI_IFNAME" > "${0%/*}/seen" || exit 1
+        echo '{"cniVersion":"1.1.0","ips":[{"address":"10.93.0.8/24","gateway":"10.93.0.1"}]}'
+    fi"#;
+    scripted(&bed, "mine", answer)?;
+    let pod = Netns::new()?;
+    let (who, config) = (Who::new("c1", &pod), with(&bed.bridge(), &json!({"ipam": {"type": "mine"}})));
+    let result = ask(&bed, "ADD", &who, &config).result();
+    let seen: Value = serde_json::from_slice(&fs::read(bed.path("bin/seen"))?)?;
+    assert_eq!(seen[0]["address"], device(&pod, "eth0")?["address"], "the one that a lease is for");
+    pod.cmd("ping -n -c1 -W2 10.93.0.1").ok()?;
+    ask(&bed, "CHECK", &who, &with(&config, &json!({"prevResult": result}))).silent();
+    ask(&bed, "DEL", &who, &config).silent();
+    assert_eq!((bed.veths()?.len(), bed.records("net").len()), (0, 0));
+    Ok(())
+}
+
+#[test]
+fn del_does_not_ask_a_foreign_ipam_that_add_did_not_find() -> Result<()> {
+    let Some(bed) = Bed::new("absent")? else { return Ok(()) };
+    let pod = Netns::new()?;
+    let (who, config) = (Who::new("c1", &pod), with(&bed.bridge(), &json!({"ipam": {"type": "mine"}})));
+    let (_, text) = ask(&bed, "ADD", &who, &config).error();
+    assert!(text.starts_with("failed to find plugin \"mine\""), "{text}");
+    ask(&bed, "DEL", &who, &config).silent();
+    scripted(&bed, "mine", r#"echo '{"cniVersion":"1.1.0","ips":[{"address":"10.93.0.8/24"}]}'"#)?;
+    ask(&bed, "ADD", &who, &config).result();
+    fs::remove_file(bed.path("bin/mine"))?;
+    assert!(
+        ask(&bed, "DEL", &who, &config).error().1.starts_with("failed to find plugin"),
+        "it holds an address"
+    );
+    Ok(())
+}

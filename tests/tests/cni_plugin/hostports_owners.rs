@@ -111,6 +111,27 @@ fn what_chained_plugins_gave_a_pod_that_died_without_a_word_goes() -> Result<()>
 }
 
 #[test]
+fn rule_44_del_by_the_one_entry_ends_what_the_chain_gave() -> Result<()> {
+    let Some(lab) = Lab::new("hostswitch")? else { return Ok(()) };
+    let pod = Lab::pod("web")?;
+    let state = json!({"stateDir": lab.bed.path("state")});
+    let bridge = crate::masquerade::config(&lab.bed);
+    let mut result = call("ADD", &pod.who, &bridge).result();
+    let limits = json!({"egressRate": 8_000_000, "egressBurst": 800_000});
+    let handed = json!({"runtimeConfig": {"portMappings": [tcp(8080)], "bandwidth": limits},
+                        "capabilities": {"portMappings": true, "bandwidth": true}});
+    for kind in ["portmap", "bandwidth"] {
+        let entry =
+            with(&json!({"cniVersion": "1.1.0", "name": "net", "type": kind, "prevResult": result}), &state);
+        result = call("ADD", &pod.who, &with(&entry, &handed)).result();
+    }
+    call("DEL", &pod.who, &with(&bridge, &handed)).silent();
+    assert_eq!(Lab::elements_of("web")?, 0);
+    assert_eq!(Cmd::new("ip -j link show type ifb").json()?, json!([]));
+    Ok(())
+}
+
+#[test]
 fn sixteen_at_once_have_one_winner() -> Result<()> {
     let Some(lab) = Lab::new("hostrace")? else { return Ok(()) };
     let pods: Vec<Netns> = (0..16).map(|_| Netns::new()).collect::<Result<_>>()?;

@@ -1,6 +1,11 @@
 //! `flannel install`.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, thread};
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::Path,
+    thread,
+};
 
 use anyhow::Result;
 use serde_json::Value;
@@ -39,12 +44,13 @@ fn program_links_and_conflist_are_put_in_place() -> Result<()> {
         install(&dir, "").ok()?;
         let mut all = OTHERS.to_vec();
         all.insert(2, "flannel");
+        all.push("weft-cni");
         assert_eq!(names(&bins), all);
         assert_eq!(names(&dir.path().join("a/net.d")), ["10-flannel.conflist"]);
     }
     assert_eq!(fs::metadata(bins.join("flannel"))?.permissions().mode() & 0o7777, 0o755);
     for name in OTHERS {
-        assert_eq!(fs::read_link(bins.join(name))?, Path::new("flannel"), "it may be mounted elsewhere");
+        assert_eq!(fs::read_link(bins.join(name))?, Path::new("weft-cni"), "it may be mounted elsewhere");
         assert!(about(&bins.join(name))?.contains(&format!("plugin {name} ")));
     }
     let list: Value = serde_json::from_slice(&fs::read(dir.path().join("a/net.d/10-flannel.conflist"))?)?;
@@ -53,16 +59,38 @@ fn program_links_and_conflist_are_put_in_place() -> Result<()> {
 }
 
 #[test]
+fn a_flannel_that_is_copied_over_ours_is_none_of_the_others() -> Result<()> {
+    let dir = TempDir::new("back")?;
+    let bins = dir.path().join("a/bin");
+    install(&dir, "").ok()?;
+    let theirs = dir.write("flannel", "#!/bin/sh\n")?;
+    // As the reference's DaemonSet does, also through a link.
+    Cmd::new(format!("cp -f {} {}", theirs.display(), bins.join("flannel").display())).ok()?;
+    for name in OTHERS {
+        assert!(about(&bins.join(name))?.contains(&format!("plugin {name} ")));
+    }
+    install(&dir, "").ok()?;
+    assert!(about(&bins.join("flannel"))?.contains("plugin flannel "));
+    Ok(())
+}
+
+#[test]
 fn another_packages_plugin_stays_unless_told_otherwise() -> Result<()> {
     let dir = TempDir::new("others")?;
     let theirs = dir.write("a/bin/portmap", "#!/bin/sh\n")?;
     dir.write("a/bin/flannel", "an earlier one")?;
+    symlink("flannel", dir.path().join("a/bin/tuning"))?;
     let told = install(&dir, "").ok()?.stdout;
     assert!(told.contains("portmap: it is another package's"), "{told}");
     assert_eq!(fs::read_to_string(&theirs)?, "#!/bin/sh\n");
     assert!(about(&dir.path().join("a/bin/flannel"))?.contains("plugin flannel "));
+    assert_eq!(
+        fs::read_link(dir.path().join("a/bin/tuning"))?,
+        Path::new("weft-cni"),
+        "an earlier one's link"
+    );
     install(&dir, "--replace").ok()?;
-    assert_eq!(fs::read_link(&theirs)?, Path::new("flannel"));
+    assert_eq!(fs::read_link(&theirs)?, Path::new("weft-cni"));
     let refused = install(&dir, "--nonsense").run()?;
     assert!(refused.code == Some(1) && refused.stderr.contains("usage: flannel install"), "{refused}");
     Ok(())

@@ -278,3 +278,35 @@ fn a_state_folder_that_cannot_be_written_is_one_error() -> Result<()> {
     assert_eq!((bed.reservations("net").len(), bed.veths()?.len()), (0, 0));
     Ok(())
 }
+
+#[test]
+fn a_pool_that_the_next_add_would_find_abandoned_is_ready() -> Result<()> {
+    let Some(bed) = Bed::new("abandoned")? else { return Ok(()) };
+    let ipam = json!({"type": "host-local", "dataDir": bed.path("networks"), "ranges": [[{"subnet": "10.99.0.0/30"}]]});
+    let config = with(&bed.bridge(), &json!({"ipam": ipam}));
+    let (first, second) = (Netns::new()?, Netns::new()?);
+    call("ADD", &Who::new("c1", &first), &config).result();
+    let next = Who::new("c2", &second);
+    assert_eq!(call("STATUS", &next, &config).error().0, 50);
+    Cmd::new(format!("ip link del {}", bed.veths()?[0])).ok()?;
+    call("STATUS", &next, &config).silent();
+    assert_eq!(bed.reservations("net").len(), 1, "it only looks");
+    call("ADD", &next, &config).result();
+    Ok(())
+}
+
+#[test]
+fn rule_37_reservations_of_a_relative_folder_are_released() -> Result<()> {
+    let Some(bed) = Bed::new("relative")? else { return Ok(()) };
+    let pod = Netns::new()?;
+    let who = Who::new("c1", &pod);
+    let absolute = bed.path("networks").display().to_string();
+    let relative = format!("{}{absolute}", "../".repeat(std::env::current_dir()?.components().count() - 1));
+    let ipam = json!({"type": "host-local", "dataDir": relative, "ranges": [[{"subnet": "10.99.0.0/24"}]]});
+    let config = with(&bed.bridge(), &json!({"ipam": ipam}));
+    call("ADD", &who, &config).result();
+    assert_eq!(bed.reservations("net").len(), 1);
+    call("DEL", &who, &config).silent();
+    assert_eq!((bed.reservations("net").len(), bed.records("net").len()), (0, 0));
+    Ok(())
+}
