@@ -24,8 +24,9 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub struct Found {
     ids: BTreeMap<Front, u32>,
-    fronts: BTreeSet<Front>,
     rows: BTreeMap<u32, Vec<(SocketAddr, bool)>>,
+    /// The ids that nobody has taken over.
+    leftover: BTreeSet<u32>,
     classes: Vec<(Class, u32)>,
     /// All front ends, those without endpoints too, by what their comments say they belong to.
     labelled: BTreeMap<ObjectName, Vec<(Box<str>, Front)>>,
@@ -46,8 +47,8 @@ impl Found {
                 }
             }
         }
-        found.fronts = found.ids.keys().copied().collect();
         found.rows = read_rows(table);
+        found.leftover = found.ids.values().chain(found.rows.keys()).copied().collect();
         found.read_names(table);
         for (key, element) in elements(table, SetName::Classes) {
             if let (Some(number), Data::Verdict(Verdict::Goto(chain))) =
@@ -67,13 +68,17 @@ impl Found {
 
     /// All front ends that led somewhere.
     pub fn fronts(&self) -> impl Iterator<Item = Front> + use<'_> {
-        self.fronts.iter().copied()
+        self.ids.keys().copied()
+    }
+
+    /// All front ends, those without endpoints too, with the Services that their comments name.
+    pub(crate) fn owners(&self) -> impl Iterator<Item = (&ObjectName, impl Iterator<Item = Front>)> {
+        self.labelled.iter().map(|(name, fronts)| (name, fronts.iter().map(|(_, front)| *front)))
     }
 
     /// The ids that nobody has taken over.
-    #[must_use]
-    pub fn leftover_ids(&self) -> BTreeSet<u32> {
-        self.ids.values().chain(self.rows.keys()).copied().collect()
+    pub(crate) const fn leftover_ids(&mut self) -> &mut BTreeSet<u32> {
+        &mut self.leftover
     }
 
     /// What is known here and not to `catalog`, as the objects that would lead to it: Services, the endpoints of
@@ -144,11 +149,10 @@ impl Found {
         self.node_addresses = addresses(SetName::NodePortIps).map(|(address, _)| address).collect();
     }
 
-    /// Id and rows behind the first of these front ends that was there.
+    /// Id and rows behind the first of these front ends whose id nobody has taken over.
     pub(crate) fn take(&mut self, fronts: &[Front]) -> Option<(u32, Vec<(SocketAddr, bool)>)> {
-        // All of them are taken out, the first one decides.
-        let found: Vec<u32> = fronts.iter().filter_map(|front| self.ids.remove(front)).collect();
-        let id = *found.first()?;
+        let id =
+            fronts.iter().filter_map(|front| self.ids.get(front)).find_map(|id| self.leftover.take(id))?;
         Some((id, self.rows.remove(&id).unwrap_or_default()))
     }
 }

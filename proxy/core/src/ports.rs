@@ -1,7 +1,7 @@
 //! Ports of Services: as they are in the kernel, and as they should become.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, SocketAddr},
 };
@@ -13,7 +13,7 @@ use crate::{
     endpoints::{Chosen, in_family},
     ids::{CLASS_MASK, MAX_ID},
     object::ObjectName,
-    services::ServicePort,
+    services::{Service, ServicePort},
     tables::{Config, Front},
 };
 
@@ -82,6 +82,12 @@ pub(crate) fn fronts_of(addresses: &[IpAddr], port: &ServicePort, config: &Confi
         fronts.extend(port.node_port.map(|node_port| Front::Node(port.protocol, node_port)));
     }
     fronts
+}
+
+/// Where a Service asks to be reached.
+pub(crate) fn wanted_fronts(service: Option<&Service>, config: &Config) -> BTreeSet<Front> {
+    let ports = service.into_iter().flat_map(|s| s.ports.iter().map(|port| (&s.cluster_ips, port)));
+    ports.flat_map(|(addresses, port)| fronts_of(addresses, port, config)).collect()
 }
 
 /// What a port should become.

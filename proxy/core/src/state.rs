@@ -24,7 +24,7 @@ use crate::{
     endpoints::{Chosen, choose},
     ids::{CLASS_BITS, Class, Classes, MAX_ID, Pool, View},
     object::ObjectName,
-    ports::{Problem, Programmed, Wish, fronts_of, label, settle},
+    ports::{Problem, Programmed, Wish, fronts_of, label, settle, wanted_fronts},
     services::{Service, ServicePort},
     tables::{self, Config, Front, NodePorts, SetName},
 };
@@ -130,16 +130,20 @@ impl State {
     /// is the difference between [`Self::table`] and what was found.
     pub fn sync_with(&mut self, catalog: &mut Catalog, found: &mut Found, now: Duration) {
         found.classes().for_each(|(class, number)| self.classes.adopt(class, number, now));
+        found.leftover_ids().retain(|id| self.ids.claim(*id)); // no packet's id comes to mean something else
+        for (name, fronts) in found.owners() {
+            let wanted = wanted_fronts(catalog.service(name), &self.config);
+            let kept = fronts.filter(|front| wanted.contains(front));
+            self.owners.extend(kept.map(|front| (front, name.clone())));
+        }
         self.update_changed(catalog, found, now, &mut Delta::default());
         for front in found.fronts() {
             if !self.owners.contains_key(&front) {
                 self.touch(front);
             }
         }
-        for id in found.leftover_ids() {
-            if self.ids.claim(id) {
-                self.ids.give_back(id, now);
-            }
+        for id in std::mem::take(found.leftover_ids()) {
+            self.ids.give_back(id, now);
         }
     }
 
@@ -221,7 +225,11 @@ impl State {
             let wish = Wish { port, fronts, chosen, old };
             after.push(self.program(&wish, &mut pass).unwrap_or_else(|problem| {
                 self.problems.entry(name.clone()).or_default().push(problem);
-                wish.stay()
+                let stays = wish.stay();
+                for front in wish.fronts.iter().filter(|front| !stays.fronts.contains(front)) {
+                    self.owners.remove(front);
+                }
+                stays
             }));
         }
         self.switch(name, &before, &after, &mut pass);
@@ -238,11 +246,7 @@ impl State {
         before: &[Programmed],
         queue: &mut BTreeSet<ObjectName>,
     ) {
-        let wanted: BTreeSet<Front> = service
-            .iter()
-            .flat_map(|service| service.ports.iter().map(|port| (port, &service.cluster_ips)))
-            .flat_map(|(port, addresses)| fronts_of(addresses, port, &self.config))
-            .collect();
+        let wanted = wanted_fronts(service, &self.config);
         for front in before.iter().flat_map(|port| &port.fronts).filter(|front| !wanted.contains(front)) {
             self.owners.remove(front);
             if let Some(heirs) = self.waiting.remove(front) {
@@ -288,12 +292,11 @@ impl State {
             self.hold(self.class(front, endpoints), pass)?;
         }
         let (mut id, mut slots) = old.map_or((0, Vec::new()), |old| (old.id, old.rows.to_vec()));
-        if let Some((found_id, rows)) = pass.found.take(fronts)
-            && id == 0
+        if id == 0
             && endpoints > 0
-            && self.ids.claim(found_id)
+            && let Some(found) = pass.found.take(fronts)
         {
-            (id, slots) = (found_id, rows);
+            (id, slots) = found;
         }
         if endpoints > 0 && id == 0 {
             id = self.ids.take(pass.now).ok_or(Problem::NoId)?;

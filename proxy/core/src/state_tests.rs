@@ -283,6 +283,27 @@ fn a_restart_with_nothing_changed_writes_nothing() {
     assert_eq!(restarted.take_touched().len(), 2, "all UDP front ends are looked at after a restart");
 }
 
+/// A packet may have read an id in the kernel before a restart, and look for its rows behind it.
+#[test]
+fn after_a_restart_nothing_new_gets_an_id_that_is_still_in_the_kernel() {
+    let before = service("bbb", "10.96.0.2", None, &[1]);
+    let table = World::new(std::slice::from_ref(&before)).fake.table;
+    let new = service("aaa", "10.96.0.1", None, &[2]);
+    let empty = service("bbb", "10.96.0.2", None, &[]);
+    for (services, wanted) in [
+        (vec![new.clone(), before], vec!["+2 endpoints", "+1 cluster-ips +2 frontends"]),
+        (
+            vec![new, empty],
+            vec!["+2 endpoints", "+1 cluster-ips +2 frontends +2 rejects -2 frontends", "-2 endpoints"],
+        ),
+    ] {
+        let mut state = State::new(config());
+        let mut found = Found::read(table.as_ref().unwrap());
+        state.sync_with(&mut catalog(&services), &mut found, at(0));
+        assert_eq!(steps(&delta::transactions(&state.table(), table.as_ref())), wanted);
+    }
+}
+
 #[test]
 fn a_front_end_that_went_while_we_were_away_is_looked_at_for_stale_flows() {
     let gone = World::new(&[service("web", "10.96.0.1", None, &[1])]).fake.table;
@@ -321,6 +342,24 @@ fn a_front_end_belongs_to_who_has_it_until_that_gives_it_up() {
 }
 
 #[test]
+fn a_front_end_belongs_to_who_has_it_across_a_restart() {
+    let (first, second) =
+        (service("zebra", "10.96.0.1", Some(30080), &[1]), service("ant", "10.96.0.1", Some(30081), &[2]));
+    let mut world = World::new(std::slice::from_ref(&first));
+    world.change(&[first.clone(), second.clone()], at(1));
+    let mut restarted = State::new(config());
+    let mut found = Found::read(world.fake.table.as_ref().unwrap());
+    restarted.sync_with(&mut catalog(&[first, second.clone()]), &mut found, at(2));
+    assert_eq!(restarted.problems(), world.state.problems());
+    assert_eq!(
+        steps(&delta::transactions(&restarted.table(), world.fake.table.as_ref())),
+        Vec::<String>::new()
+    );
+    let state = start(&mut catalog(&[second]), &mut world.fake, at(3));
+    assert!(state.problems().is_empty(), "its owner went meanwhile");
+}
+
+#[test]
 fn nobody_waits_for_a_front_end_that_it_no_longer_asks_for() {
     let first = service("zebra", "10.96.0.1", None, &[1]);
     let mut world = World::new(std::slice::from_ref(&first));
@@ -351,6 +390,25 @@ fn without_a_free_id_or_class_the_old_state_stays() {
     world.change(&with(&[1, 2]), at(62));
     let after = world.change(&with(&[1, 2]), at(72));
     assert!(world.state.problems().is_empty() && !after.is_empty(), "tried again once a number is free");
+}
+
+#[test]
+fn a_service_that_stays_as_it_was_keeps_no_front_end_that_it_never_had() {
+    let mut world = World::new(&[service("web", "10.96.0.1", None, &[1])]);
+    for endpoints in 2..=4095 {
+        let class = Class { endpoints, masquerade: Masquerade::Never, affinity: None, view: View::Cluster };
+        world.state.classes.hold(class, at(0));
+        world.state.classes.enter(&class);
+    }
+    world.fake.table = created(&world.state);
+    world.change(&[service("web", "10.96.0.1", Some(30080), &[1, 2])], at(1));
+    assert_eq!(world.state.problems().len(), 1);
+    world.change(&[service("web", "10.96.0.1", None, &[1])], at(2));
+    world.change(
+        &[service("web", "10.96.0.1", None, &[1]), service("z", "10.96.0.2", Some(30080), &[])],
+        at(3),
+    );
+    assert!(world.state.problems().is_empty(), "{:?}", world.state.problems());
 }
 
 /// Up to six Services with up to six endpoints each; an index is a name and a cluster IP.
