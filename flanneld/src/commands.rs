@@ -126,7 +126,7 @@ async fn forward(mut views: watch::Receiver<View>, inbox: Arc<Inbox>) {
 pub fn plan(settings: &Settings) -> anyhow::Result<()> {
     need_privilege()?;
     let mut socket = linux::netlink::RouteSocket::open()?;
-    let facts = node::facts(settings, &mut socket)?;
+    let facts = node::facts(settings, None, &mut socket)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let assignment = runtime.block_on(source::look(settings.origin.clone(), &facts))?;
     let config = &assignment.config;

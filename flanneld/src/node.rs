@@ -1,10 +1,14 @@
 //! Which interface leads to the other nodes, and what else is to be known about this one.
 
-use std::{fs, net::IpAddr, path::Path};
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+};
 
 use linux::{
-    address::Address,
-    link::{Kind, Link},
+    address::{Address, Scope},
+    link::{Kind, Link, VxlanFacts},
     netlink::RouteSocket,
     route::{BOOT_PROTOCOL, Filter, Route},
 };
@@ -81,10 +85,22 @@ impl Host {
         self.addresses.iter().any(held)
     }
 
-    /// IPv4 addresses of an interface, the best first: of global scope, not from a lease.
-    fn ipv4(&self, device: u32) -> Vec<std::net::Ipv4Addr> {
+    /// The address that tunnelled packets of an earlier run leave with.
+    fn former_local(&self, previous: Option<Subnet>) -> Option<Ipv4Addr> {
+        let local = |link: &Link| match &link.kind {
+            Kind::Vxlan(VxlanFacts { local: Some(IpAddr::V4(ip)), .. }) => Some(*ip),
+            _ => None,
+        };
+        self.links.iter().filter(|link| self.is_renamed(link, previous)).find_map(local)
+    }
+
+    /// IPv4 addresses of an interface, the best first: not deprecated, of global scope, in use by us already
+    /// (else one that comes and goes beside it, such as keepalived's, would be told to all peers), not
+    /// from a lease.
+    fn ipv4(&self, device: u32, in_use: Option<Ipv4Addr>) -> Vec<Ipv4Addr> {
         let mut found: Vec<_> = self.addresses.iter().filter(|a| a.device == device).collect();
-        found.sort_by_key(|a| (a.scope != linux::address::Scope::Global, a.dynamic));
+        let is_other = |a: &Address| Some(a.address) != in_use.map(IpAddr::V4);
+        found.sort_by_key(|a| (a.deprecated, a.scope != Scope::Global, is_other(a), a.dynamic));
         let ipv4 = |address: &&Address| match address.address {
             IpAddr::V4(ip) => Some(ip),
             IpAddr::V6(_) => None,
@@ -102,15 +118,20 @@ pub fn previous(subnet_file: &Path) -> Result<Option<Subnet>, BadSubnetEnv> {
     SubnetEnv::previous(&String::from_utf8_lossy(&text)).map(Some)
 }
 
-/// Gathers the facts about this node.
+/// Gathers the facts about this node; `in_use` is its address as far as it is known.
 ///
 /// # Errors
 /// The interface that leads to other nodes can't be told yet.
-pub fn facts(settings: &Settings, socket: &mut RouteSocket) -> Result<NodeFacts, NotYet> {
+pub fn facts(
+    settings: &Settings,
+    in_use: Option<Ipv4Addr>,
+    socket: &mut RouteSocket,
+) -> Result<NodeFacts, NotYet> {
     let host = Host::read(socket)?;
     let previous = previous(&settings.subnet_file).unwrap_or_default();
     let link = choose(settings, &host, previous, socket)?;
-    let underlay = underlay(settings, &host, link)?;
+    let in_use = in_use.or_else(|| host.former_local(previous));
+    let underlay = underlay(settings, &host, link, in_use)?;
     Ok(NodeFacts {
         identity: identity(link),
         public_ip: settings.public_ip.unwrap_or(underlay.address),
@@ -160,7 +181,7 @@ fn by_wish<'a>(
     }
     for pattern in &settings.iface_regex {
         let of_address =
-            |link: &&Link| host.ipv4(link.index).iter().any(|ip| pattern.is_match(&ip.to_string()));
+            |link: &&Link| host.ipv4(link.index, None).iter().any(|ip| pattern.is_match(&ip.to_string()));
         let by_ip = host.links.iter().find(of_address);
         let found = by_ip.or_else(|| host.links.iter().find(|link| pattern.is_match(link.name.as_str())));
         if found.is_some() {
@@ -194,7 +215,7 @@ fn only_one(host: &Host, pods: Option<Subnet>) -> Result<&Link, NotYet> {
         let outer = |a: &Address| {
             a.device == link.index
                 && a.address.is_ipv4()
-                && a.scope == linux::address::Scope::Global
+                && a.scope == Scope::Global
                 && !pods.is_some_and(|pods| pods.contains(a.address))
         };
         link.up && !link.loopback && !inner && host.addresses.iter().any(outer)
@@ -210,12 +231,15 @@ fn only_one(host: &Host, pods: Option<Subnet>) -> Result<&Link, NotYet> {
     }
 }
 
-fn underlay(settings: &Settings, host: &Host, link: &Link) -> Result<Underlay, NotYet> {
+fn underlay(
+    settings: &Settings,
+    host: &Host,
+    link: &Link,
+    in_use: Option<Ipv4Addr>,
+) -> Result<Underlay, NotYet> {
     let useless = |why| NotYet::Useless { name: link.name.to_string(), why };
-    let addresses = host.ipv4(link.index);
-    let named = |ip: &&std::net::Ipv4Addr| {
-        settings.public_ip == Some(**ip) || settings.iface.contains(&ip.to_string())
-    };
+    let addresses = host.ipv4(link.index, in_use);
+    let named = |ip: &&Ipv4Addr| settings.public_ip == Some(**ip) || settings.iface.contains(&ip.to_string());
     let address = addresses.iter().find(named).or(addresses.first());
     let address = *address.ok_or_else(|| useless("has no IPv4 address"))?;
     if no_nodes_address(address).is_some() {

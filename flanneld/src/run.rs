@@ -230,7 +230,8 @@ impl Loop {
 
     /// Reads what this host is, and tells the source if that has changed.
     fn look_at_host(&mut self) {
-        match node::facts(&self.settings, &mut self.socket) {
+        let in_use = self.facts.as_ref().map(|facts| facts.underlay.address);
+        match node::facts(&self.settings, in_use, &mut self.socket) {
             Ok(facts) => {
                 self.host_trouble.judge(&[]);
                 if self.facts.is_none() {

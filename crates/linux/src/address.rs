@@ -36,6 +36,8 @@ pub struct Address {
     pub duplicate: bool,
     /// It was configured with a lifetime (DHCP, router advertisement); set by the kernel.
     pub dynamic: bool,
+    /// It is no longer to be used for new connections; set by the kernel.
+    pub deprecated: bool,
 }
 
 /// How far an address or the destination of a route is known (`RT_SCOPE_...`).
@@ -97,6 +99,7 @@ impl Address {
             tentative: false,
             duplicate: false,
             dynamic: false,
+            deprecated: false,
         }
     }
 
@@ -202,6 +205,7 @@ fn read(message: Message<'_>) -> Result<Option<Address>, Cause> {
         tentative: flags.contains(AddressFlags::Tentative),
         duplicate: flags.contains(AddressFlags::Dadfailed),
         dynamic: !flags.contains(AddressFlags::Permanent),
+        deprecated: flags.contains(AddressFlags::Deprecated),
     }))
 }
 

@@ -118,3 +118,34 @@ fn what_an_earlier_vni_left_goes_and_nothing_else() -> Result<()> {
     node.shows("ip route show dev flannel.2", "10.5.3.0/24 via 10.5.3.0 proto 154 metric 4 onlink")?;
     node.shows("ip -4 address show dev flannel.2", "inet 10.5.1.0/32")
 }
+
+/// keepalived and kube-vip add such an address, and take it away again.
+#[test]
+fn an_address_that_comes_beside_the_one_in_use_is_not_told_to_peers() -> Result<()> {
+    let Some(mut node) = Node::new()? else { return Ok(()) };
+    let lease = |node: &Node, preferred: u32| {
+        let line =
+            format!("ip address change 192.0.2.1/24 dev eth0 valid_lft 3000 preferred_lft {preferred}");
+        node.net.cmd(line).ok().map(drop)
+    };
+    lease(&node, 3000)?;
+    node.leases(&peers(&[3]))?;
+    node.start()?;
+    let follows = |node: &Node, ip: &str| node.shows("ip -d link show flannel.1", &format!("local {ip} "));
+    node.net.cmd("ip address add 192.0.2.200/32 dev eth0").ok()?;
+    // When this is told of, the address has been seen too.
+    node.net.cmd("ip route add 10.5.99.0/24 via 192.0.2.77").ok()?;
+    eventually(PATIENCE, || node.log().contains("10.5.99.0/24 overlaps").then_some(()))
+        .context("not told of")?;
+    follows(&node, "192.0.2.1")?;
+    stop(&mut node)?;
+    node.start()?;
+    follows(&node, "192.0.2.1")?;
+    assert_eq!(node.status()?["node"]["publicIp"], json!("192.0.2.1"));
+    // What is really gone, or about to go, is followed.
+    lease(&node, 0)?;
+    follows(&node, "192.0.2.200")?;
+    lease(&node, 3000)?;
+    node.net.cmd("ip address del 192.0.2.200/32 dev eth0").ok()?;
+    follows(&node, "192.0.2.1")
+}
