@@ -23,8 +23,10 @@ pub const LAST_RESORT: u32 = u32::MAX;
 /// The addresses and routes of this machine that matter here, IPv4 only.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Machine {
-    /// Addresses with the index of their device; no loopback ones.
+    /// Addresses with the index of their device; none of loopback devices.
     pub addresses: Vec<(u32, Ipv4Addr)>,
+    /// Addresses of loopback devices that others can reach, such as anycast ones: no 127.0.0.0/8.
+    pub anycast: BTreeSet<Ipv4Addr>,
     /// The device and preferred source of the best default route that is not ours.
     pub default_route: Option<(u32, Option<IpAddr>)>,
     /// Our last-resort routes that are there.
@@ -46,12 +48,14 @@ impl Machine {
         let loopback: BTreeSet<u32> =
             links.iter().filter(|link| link.loopback).map(|link| link.index).collect();
         let global = |address: &Address| match address.address {
-            IpAddr::V4(v4) if address.scope == Scope::Global && !loopback.contains(&address.device) => {
+            IpAddr::V4(v4) if address.scope == Scope::Global && !v4.is_loopback() => {
                 Some((address.device, v4))
             }
             _ => None,
         };
-        let addresses: Vec<_> = socket.addresses(None)?.iter().filter_map(global).collect();
+        let addresses = socket.addresses(None)?;
+        let (anycast, addresses): (Vec<_>, Vec<_>) =
+            addresses.iter().filter_map(global).partition(|(device, _)| loopback.contains(device));
         let dummy = |device: u32| {
             links.iter().any(|link| link.index == device && link.kind == Kind::Other("dummy".to_owned()))
         };
@@ -64,6 +68,7 @@ impl Machine {
         let device = |route: &Route| route.device.or_else(|| route.multipath.first().map(|hop| hop.device));
         Ok(Self {
             addresses,
+            anycast: anycast.into_iter().map(|(_, address)| address).collect(),
             itself,
             default_route: best.and_then(|route| Some((device(route)?, route.source))),
             last_resort: ours.iter().filter_map(|route| Some((route.destination, route.device?))).collect(),
@@ -91,6 +96,16 @@ impl Machine {
         if outside.len() == 1 { outside } else { BTreeSet::new() }
     }
 
+    /// What an earlier run knew can't be so any more: a Service is at an address of this host, or the node's
+    /// address is none of this host.
+    #[must_use]
+    pub fn contradicts(&self, object: &Object) -> bool {
+        match object {
+            Object::Node(addresses) => !addresses.iter().all(|address| self.all().contains(address)),
+            object => self.taken_by(object).is_some(),
+        }
+    }
+
     /// The cluster IP of a Service that means this host itself: rules for it would refuse all else that is sent to
     /// the host.
     #[must_use]
@@ -102,7 +117,8 @@ impl Machine {
     /// All addresses but loopback ones.
     #[must_use]
     pub fn all(&self) -> BTreeSet<IpAddr> {
-        self.addresses.iter().map(|(_, address)| IpAddr::V4(*address)).collect()
+        let held = self.addresses.iter().map(|(_, address)| address).chain(&self.anycast);
+        held.map(|address| IpAddr::V4(*address)).collect()
     }
 
     /// The device that holds one of these addresses.
@@ -192,6 +208,7 @@ mod tests {
         let name = |name: &str| name.parse::<IfName>().unwrap();
         Machine {
             addresses: vec![address(2, "192.0.2.10"), address(2, "192.0.2.11"), address(3, "10.244.1.1")],
+            anycast: [Ipv4Addr::new(203, 0, 113, 5)].into(),
             itself: [ip("192.0.2.10"), ip("192.0.2.11")].into(),
             default_route: default_route.map(|device| (device, None)),
             last_resort: BTreeSet::new(),
@@ -223,7 +240,7 @@ mod tests {
         for nowhere in ["::/0", "127.0.0.0/8", "198.51.100.0/24"] {
             assert!(why(nowhere, &[ip("192.0.2.10")]).contains("fits no address"), "{nowhere}");
         }
-        for somewhere in ["all", "primary", "192.0.2.0/24", "primary,::/0"] {
+        for somewhere in ["all", "primary", "192.0.2.0/24", "203.0.113.0/24", "primary,::/0"] {
             assert_eq!(why(somewhere, &[ip("192.0.2.10")]), "", "{somewhere}");
         }
         assert!(why("primary", &[]).contains("is not known"));
@@ -236,6 +253,13 @@ mod tests {
         };
         assert_eq!(machine(None).taken_by(&at("192.0.2.11")), Some(ip("192.0.2.11")));
         assert_eq!(machine(None).taken_by(&at("192.0.2.12")), None);
+    }
+
+    #[test]
+    fn what_an_earlier_run_knew_of_the_node_counts_while_the_machine_agrees() {
+        let node = |addresses: &[&str]| Object::Node(addresses.iter().map(|text| ip(text)).collect());
+        assert!(!machine(None).contradicts(&node(&["192.0.2.10", "203.0.113.5"])));
+        assert!(machine(None).contradicts(&node(&["192.0.2.10", "192.0.2.12"])));
     }
 
     #[test]

@@ -169,6 +169,7 @@ impl Runner {
     /// those that an earlier run left in the kernel. Whether to go on.
     fn wait_for_source(&mut self, wakes: &Receiver<Wake>) -> bool {
         while !self.source.was_seen() {
+            self.machine_moved = true; // or may have, when the wait is over
             match wakes.recv() {
                 Ok(Wake::Stop) | Err(_) => return false,
                 Ok(wake) => self.read_source(&[wake]),
@@ -306,7 +307,7 @@ impl Runner {
     fn inherit(&mut self) {
         let (source, catalog, machine) = (&self.source, &self.catalog, &self.machine);
         self.inherited.retain(|key, object| {
-            !source.is_complete_about(&key.name) && !catalog.knows(key) && machine.taken_by(object).is_none()
+            !source.is_complete_about(&key.name) && !catalog.knows(key) && !machine.contradicts(object)
         });
         for (key, object) in &self.inherited {
             self.catalog.set(key.clone(), Some(Arc::clone(object)));
@@ -318,7 +319,8 @@ impl Runner {
         if self.machine_moved {
             let before = std::mem::replace(&mut self.machine, self.kernel.machine()?);
             self.machine_moved = false;
-            if self.machine.itself != before.itself {
+            if self.machine.itself != before.itself || self.machine.all() != before.all() {
+                self.state.touch_node_ports();
                 self.fill_catalog();
             }
         }

@@ -101,7 +101,16 @@ impl State {
     /// Marks all UDP front ends: while the table was not as it should be, flows may have passed it by, and a flow
     /// without translation stays without.
     pub fn touch_all(&mut self) {
-        let udp = self.owners.keys().filter(|front| front.protocol() == Protocol::Udp);
+        self.touch_owned(|_| true);
+    }
+
+    /// Marks all UDP node ports: flows to an address that has just become the node's have no translation.
+    pub fn touch_node_ports(&mut self) {
+        self.touch_owned(|front| matches!(front, Front::Node(..)));
+    }
+
+    fn touch_owned(&mut self, which: impl Fn(&Front) -> bool) {
+        let udp = self.owners.keys().filter(|front| front.protocol() == Protocol::Udp && which(front));
         self.touched.extend(udp.copied());
     }
 
@@ -156,7 +165,10 @@ impl State {
         for new in addresses.difference(before) {
             delta.put(SetName::NodePortIps, (*new).into(), Element::default());
         }
-        *before = addresses;
+        if *before != addresses {
+            *before = addresses;
+            self.touch_node_ports();
+        }
     }
 
     /// The whole table that is wanted.

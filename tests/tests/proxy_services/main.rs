@@ -3,6 +3,7 @@
 
 mod faults;
 mod host_ports;
+mod machine;
 mod reach;
 mod restart;
 mod sctp;

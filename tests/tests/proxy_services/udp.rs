@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use testkit::traffic::{Server, ask_udp};
 use testkit::{Cmd, Netns, eventually};
 
-use crate::world::{LIMIT, TARGET, WEB, World, pod_ip, web};
+use crate::world::{LIMIT, NODE, TARGET, USUAL, WEB, World, pod_ip, web};
 
 const DNS: SocketAddrV4 = SocketAddrV4::new(WEB, 53);
 
@@ -26,8 +26,12 @@ fn client(pod: &Netns) -> Result<UdpSocket> {
 
 /// Asks until that server answers, on a flow that is never idle; how long it took.
 fn answered_by(socket: &UdpSocket, name: &str) -> Result<Duration> {
+    answered_at(socket, DNS, name)
+}
+
+fn answered_at(socket: &UdpSocket, to: SocketAddrV4, name: &str) -> Result<Duration> {
     let asked = || {
-        let answer = ask_udp(socket, DNS, Duration::from_millis(50));
+        let answer = ask_udp(socket, to, Duration::from_millis(50));
         answer.ok().filter(|answer| answer.by == name).map(drop)
     };
     eventually(LIMIT, asked).map(|((), time)| time).with_context(|| format!("{name} does not answer"))
@@ -109,5 +113,24 @@ fn a_flow_that_passed_while_the_table_was_gone_is_forgotten() -> Result<()> {
     assert!(flows(&world)?.contains("sport=40000"), "untranslated");
     world.proxy().signal(Signal::CONT)?;
     answered_by(&socket, "pod0")?;
+    Ok(())
+}
+
+/// A flow to an address that is not the node's yet passes untranslated; it must not stay so.
+#[test]
+fn a_flow_to_a_node_address_that_comes_later_is_led_on() -> Result<()> {
+    const ANYCAST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 5);
+    for (flags, device) in [("203.0.113.0/24", "eth0"), ("203.0.113.0/24", "lo"), ("all", "lo")] {
+        let Some(mut world) = World::new("udplater", 1) else { return Ok(()) };
+        let _servers = servers(&world)?;
+        world.write("web", &web(&[0]))?;
+        world.start(&format!("{USUAL} --nodeport-addresses {flags}"))?;
+        world.outside.cmd(format!("ip route add {ANYCAST} via {NODE}")).ok()?;
+        let (socket, to) = (client(&world.outside)?, SocketAddrV4::new(ANYCAST, 30053));
+        assert!(ask_udp(&socket, to, Duration::from_millis(100)).is_err());
+        assert!(flows(&world)?.contains("sport=40000"), "untranslated");
+        world.node.cmd(format!("ip addr add {ANYCAST}/32 dev {device}")).ok()?;
+        answered_at(&socket, to, "pod0").with_context(|| format!("{flags} on {device}"))?;
+    }
     Ok(())
 }
