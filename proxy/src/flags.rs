@@ -79,7 +79,8 @@ fn check(given: &Given, mistakes: &mut Mistakes) -> Option<Settings> {
         _ => Command::Run,
     };
     let from = match given.text("from").strip_prefix("file:") {
-        Some(path) if !path.is_empty() => Some(PathBuf::from(path)),
+        // What inotify tells of a file is told by its whole path.
+        Some(path) if !path.is_empty() => Some(std::path::absolute(path).unwrap_or_else(|_| path.into())),
         _ if given.text("from").is_empty() => None,
         _ => {
             mistakes.usage(format!("{}: it must be file:PATH", given.describe("from")));
@@ -208,7 +209,9 @@ pub(crate) mod tests {
         assert_eq!(settings.node_name, Some("node-1".parse().unwrap()));
         let primary = NodePortAddresses::Some { primary: true, ranges: Vec::new() };
         assert_eq!(settings.node_port_addresses, primary);
-        assert_eq!(parse("plan --from file:x").unwrap().node_name, Some("from-env".parse().unwrap()));
+        let relative = parse("plan --from file:x").unwrap();
+        assert_eq!(relative.node_name, Some("from-env".parse().unwrap()));
+        assert_eq!(relative.from, Some(std::env::current_dir().unwrap().join("x")));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use netmodel::NodeName;
@@ -56,6 +56,8 @@ pub struct FileSource {
     files: BTreeMap<PathBuf, Content>,
     /// The files that are known to be there, with or without content that could be read.
     there: BTreeSet<PathBuf>,
+    /// When each file had last been written to, at the last sweep.
+    modified: BTreeMap<PathBuf, SystemTime>,
     /// The file or folder has been there.
     seen: bool,
     /// What is wrong with each file or object, by what it is about.
@@ -87,6 +89,7 @@ impl FileSource {
             node,
             files: BTreeMap::new(),
             there: BTreeSet::new(),
+            modified: BTreeMap::new(),
             seen: false,
             troubles: BTreeMap::new(),
             unread: BTreeSet::new(),
@@ -107,10 +110,9 @@ impl FileSource {
             if !listed.contains(&self.path) {
                 self.forget_trouble(&self.path.display().to_string()); // a file's own trouble ends as it is read
             }
-            for path in listed.iter().filter(|path| touched.includes(path)) {
-                if *touched != Touched::Sweep || is_at_rest(path) {
-                    self.read_file(path);
-                }
+            let at_rest = if *touched == Touched::Sweep { self.at_rest(&listed) } else { listed };
+            for path in at_rest.iter().filter(|path| touched.includes(path)) {
+                self.read_file(path);
             }
         }
         for (about, trouble) in self.troubles.iter().filter(|(about, text)| before.get(*about) != Some(*text))
@@ -191,6 +193,17 @@ impl FileSource {
                 None
             }
         }
+    }
+
+    /// Those that nobody has written to for a while, or since the last sweep: a time may lie in the future.
+    fn at_rest(&mut self, files: &BTreeSet<PathBuf>) -> BTreeSet<PathBuf> {
+        let modified = |path: &PathBuf| Some((path.clone(), fs::metadata(path).ok()?.modified().ok()?));
+        let modified: BTreeMap<_, _> = files.iter().filter_map(modified).collect();
+        let before = std::mem::replace(&mut self.modified, modified);
+        let is_at_rest = |(path, time): &(&PathBuf, &SystemTime)| {
+            before.get(*path) == Some(time) || time.elapsed().is_ok_and(|age| age >= REST)
+        };
+        self.modified.iter().filter(is_at_rest).map(|(path, _)| path.clone()).collect()
     }
 
     fn read_file(&mut self, path: &Path) {
@@ -301,12 +314,6 @@ fn parse(text: &str, old: Option<&Content>) -> Result<Vec<(u64, Option<Manifest>
 
 const fn kept(known: bool) -> &'static str {
     if known { "; its last content stays in force" } else { "" }
-}
-
-/// Nobody has written to the file for a while.
-fn is_at_rest(path: &Path) -> bool {
-    let modified = fs::metadata(path).and_then(|meta| meta.modified());
-    modified.is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age >= REST))
 }
 
 fn digest(text: &str) -> u64 {

@@ -138,6 +138,23 @@ fn a_single_file_that_never_parsed_stays_unread_until_it_is_read() {
     assert!(source.troubles().count() == 0 && source.is_complete());
 }
 
+/// A clock that was wrong, or an archive, may have left such a time.
+#[test]
+fn a_file_from_the_future_is_read_by_the_second_sweep() {
+    let folder = Folder::new("future");
+    let path = folder.write("a.yaml", &service("a", "10.96.0.1"));
+    let mut source = source(&folder.0);
+    source.read(&Touched::All);
+    source.read(&Touched::Sweep);
+    folder.write("a.yaml", &service("b", "10.96.0.1"));
+    let future = std::time::SystemTime::now() + Duration::from_secs(3600);
+    fs::File::options().write(true).open(&path).unwrap().set_modified(future).unwrap();
+    source.read(&Touched::Sweep);
+    assert_eq!(names(&source), A, "somebody may be writing it");
+    source.read(&Touched::Sweep);
+    assert_eq!(names(&source), B);
+}
+
 #[test]
 fn a_service_that_is_passed_over_says_nothing_about_others() {
     let folder = Folder::new("others");
@@ -327,6 +344,19 @@ fn a_link_to_a_file_elsewhere_is_followed() {
     watched.becomes(B, &[A]);
     elsewhere.write("real", &service("a", "10.96.0.1"));
     watched.becomes(A, &[B]);
+}
+
+#[test]
+fn a_busy_folder_is_swept_all_the_same() {
+    let folder = Folder::new("busy");
+    let (tell, told) = mpsc::channel();
+    let path = folder.write("a.yaml", &service("a", "10.96.0.1"));
+    watch::sweeping(path, Duration::from_millis(200), move |touched| drop(tell.send(touched))).unwrap();
+    let end = std::time::Instant::now() + Duration::from_secs(5);
+    while told.try_recv().is_err() {
+        assert!(std::time::Instant::now() < end);
+        folder.write("other.yaml", "");
+    }
 }
 
 #[test]

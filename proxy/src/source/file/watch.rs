@@ -24,7 +24,7 @@ const QUIET: Duration = Duration::from_millis(5);
 const PATIENCE: Duration = Duration::from_millis(50);
 /// A name that went may come back with other content, when an editor replaces a file in two steps.
 const ABSENCE: Duration = Duration::from_millis(250);
-/// Without any event, all is looked at after this long: not every file system tells.
+/// All is looked at each time this long has passed: not every file system tells.
 const SWEEP: Duration = Duration::from_secs(30);
 /// Symbolic links that are followed from one name.
 const HOPS: usize = 16;
@@ -34,6 +34,15 @@ const HOPS: usize = 16;
 /// # Errors
 /// The kernel has no inotify to give, or no thread could be started.
 pub fn watch(path: PathBuf, tell: impl Fn(Touched) + Send + 'static) -> io::Result<()> {
+    sweeping(path, SWEEP, tell)
+}
+
+/// The same, with another pause between sweeps.
+pub(super) fn sweeping(
+    path: PathBuf,
+    pause: Duration,
+    tell: impl Fn(Touched) + Send + 'static,
+) -> io::Result<()> {
     let mut watcher = Watcher {
         path,
         inotify: Inotify::init()?,
@@ -43,8 +52,13 @@ pub fn watch(path: PathBuf, tell: impl Fn(Touched) + Send + 'static) -> io::Resu
     };
     watcher.follow();
     let run = move || {
+        let mut sweep_at = Instant::now() + pause;
         loop {
-            tell(watcher.wait());
+            let touched = watcher.wait(sweep_at);
+            if touched == Touched::Sweep {
+                sweep_at = Instant::now() + pause;
+            }
+            tell(touched);
             watcher.follow();
         }
     };
@@ -113,15 +127,14 @@ impl Watcher {
         }
     }
 
-    /// Waits until something changed.
-    fn wait(&mut self) -> Touched {
+    /// Waits until something changed, or it is time for a sweep.
+    fn wait(&mut self, sweep_at: Instant) -> Touched {
         let mut touched = BTreeSet::new();
         let mut gone: BTreeSet<PathBuf> = BTreeSet::new();
         let mut all = false;
         let mut until = None;
         loop {
-            let now = Instant::now();
-            let timeout = until.map_or(SWEEP, |until: Instant| until.saturating_duration_since(now));
+            let timeout = until.unwrap_or(sweep_at).saturating_duration_since(Instant::now());
             let quiet = if until.is_some() && gone.is_empty() { timeout.min(QUIET) } else { timeout };
             if !self.is_readable(quiet) {
                 break;
@@ -139,7 +152,7 @@ impl Watcher {
                 let wait = if gone.is_empty() { PATIENCE } else { ABSENCE };
                 until = until.or_else(|| Some(Instant::now() + wait));
             }
-            if until.is_some_and(|until| Instant::now() >= until) {
+            if Instant::now() >= until.unwrap_or(sweep_at) {
                 break;
             }
         }
