@@ -14,11 +14,11 @@ use anyhow::Context;
 use daemon::{Backoff, OnChange, Random};
 use netmodel::{NodeName, Subnet};
 use proxy_core::{
-    adopt::Found,
+    adopt::{self, Found},
     catalog::{Catalog, Objects},
     delta,
     flows::Scope,
-    object::Key,
+    object::{Key, Object, ObjectName},
     state::State,
     tables::{Config, Front, NodePorts},
 };
@@ -306,8 +306,14 @@ impl Runner {
     /// what is in the kernel for Services that nobody tells about stays.
     fn inherit(&mut self) {
         let (source, catalog, machine) = (&self.source, &self.catalog, &self.machine);
-        self.inherited.retain(|key, object| {
-            !source.is_complete_about(&key.name) && !catalog.knows(key) && !machine.contradicts(object)
+        self.inherited.retain(|key, object| match Arc::make_mut(object) {
+            Object::Slice(slice) if !slice.legacy => {
+                source.lacks_endpoints_of(&slice.service) && adopt::narrow(slice, catalog)
+            }
+            object => {
+                let is_unknown = !source.is_complete_about(&key.name) && !catalog.knows(key);
+                is_unknown && !machine.contradicts(object)
+            }
         });
         for (key, object) in &self.inherited {
             self.catalog.set(key.clone(), Some(Arc::clone(object)));
@@ -352,7 +358,9 @@ impl Runner {
         if !self.adopted {
             let mut found = have.as_ref().map(Found::read).unwrap_or_default();
             if !self.source.is_complete() {
-                self.inherited = found.unknown_to(&self.catalog, &self.node);
+                let source = &self.source;
+                let lack = |service: &ObjectName| source.lacks_endpoints_of(service);
+                self.inherited = found.unknown_to(&self.catalog, &self.node, lack);
                 self.inherit();
                 if !self.inherited.is_empty() {
                     let objects = self.inherited.len();

@@ -82,10 +82,14 @@ impl Found {
     }
 
     /// What is known here and not to `catalog`, as the objects that would lead to it: Services, the endpoints of
-    /// Services that have none there, and the addresses of `node`. Where manifests can't be read after a restart,
-    /// these stand in for them.
-    #[must_use]
-    pub fn unknown_to(&self, catalog: &Catalog, node: &NodeName) -> Objects {
+    /// Services that have none there or that `lack` some, and the addresses of `node`. Where manifests can't be read
+    /// after a restart, these stand in for them.
+    pub fn unknown_to(
+        &self,
+        catalog: &Catalog,
+        node: &NodeName,
+        lack: impl Fn(&ObjectName) -> bool,
+    ) -> Objects {
         let mut objects = Objects::new();
         let mut add = |kind, name: ObjectName, object| {
             objects.insert(ObjectKey { kind, name }, Arc::new(object));
@@ -94,9 +98,13 @@ impl Found {
             if catalog.service(name).is_none() {
                 add(Kind::Service, name.clone(), Object::Service(service(fronts)));
             }
-            if catalog.slices(name).next().is_none() {
-                let slice = Slice { service: name.clone(), legacy: true, parts: self.parts(fronts) };
-                add(Kind::Endpoints, name.clone(), Object::Slice(slice));
+            let slice =
+                |legacy| Object::Slice(Slice { service: name.clone(), legacy, parts: self.parts(fronts) });
+            if lack(name) {
+                // No slice of the source has such a name.
+                add(Kind::EndpointSlice, ObjectName::new(name.as_str(), ""), slice(false));
+            } else if catalog.slices(name).next().is_none() {
+                add(Kind::Endpoints, name.clone(), slice(true));
             }
         }
         if catalog.node(node).is_none() && !self.node_addresses.is_empty() {
@@ -155,6 +163,17 @@ impl Found {
             fronts.iter().filter_map(|front| self.ids.get(front)).find_map(|id| self.leftover.take(id))?;
         Some((id, self.rows.remove(&id).unwrap_or_default()))
     }
+}
+
+/// Takes out of a slice that [`Found::unknown_to`] made for a Service that lacks some the endpoints that a slice in
+/// `catalog` names by now. Whether any are left that count beside those there.
+pub fn narrow(slice: &mut Slice, catalog: &Catalog) -> bool {
+    let known: Vec<_> = catalog.slices(&slice.service).collect();
+    let endpoints = known.iter().flat_map(|slice| &slice.parts).flat_map(|part| &part.endpoints);
+    let named: BTreeSet<IpAddr> = endpoints.map(|endpoint| endpoint.address).collect();
+    let is_unnamed = |part: &&Part| !part.endpoints.iter().any(|endpoint| named.contains(&endpoint.address));
+    slice.parts = slice.parts.iter().filter(is_unnamed).cloned().collect();
+    !slice.parts.is_empty() && !known.iter().any(|slice| slice.legacy)
 }
 
 /// The Service that would have these front ends.

@@ -255,7 +255,7 @@ fn what_the_source_cannot_tell_after_a_restart_is_read_from_the_table() {
     for known in 0..=services.len() {
         let mut found = Found::read(table.as_ref().unwrap());
         let mut catalog = catalog(&services[..known]);
-        for (key, object) in found.unknown_to(&catalog, &node) {
+        for (key, object) in found.unknown_to(&catalog, &node, |_| false) {
             assert!(!catalog.knows(&key), "{key}");
             catalog.set(key, Some(object));
         }
@@ -265,6 +265,31 @@ fn what_the_source_cannot_tell_after_a_restart_is_read_from_the_table() {
         let steps = steps(&delta::transactions(&restarted.table(), table.as_ref()));
         assert_eq!(steps, Vec::<String>::new(), "{known} known");
     }
+}
+
+#[test]
+fn endpoints_of_a_slice_that_cannot_be_read_are_kept_beside_those_of_others() {
+    let table = World::new(&[service("web", "10.96.0.1", None, &[1, 2, 3])]).fake.table;
+    let found = Found::read(table.as_ref().unwrap());
+    let rows = |endpoints: &[u8]| {
+        let mut catalog = catalog(&[service("web", "10.96.0.1", None, endpoints)]);
+        for (key, mut object) in found.unknown_to(&catalog, &"n1".parse().unwrap(), |_| true) {
+            let Object::Slice(slice) = Arc::make_mut(&mut object) else { continue };
+            if crate::adopt::narrow(slice, &catalog) {
+                catalog.set(key, Some(object));
+            }
+        }
+        let mut state = State::new(config());
+        state.sync_with(&mut catalog, &mut found.clone(), at(0));
+        let (_, ports) = state.programmed().next().unwrap();
+        ports[0].rows.iter().map(|(row, here)| format!("{} {here}", row.ip())).collect::<Vec<_>>()
+    };
+    let all = ["10.244.1.1 false", "10.244.2.2 false", "10.244.0.3 true"];
+    let mut kept = rows(&[2]);
+    kept.sort_by_key(|row| all.iter().position(|one| one == row));
+    assert_eq!(kept, all);
+    assert_eq!(rows(&[1, 2, 3]).len(), 3);
+    assert_eq!(rows(&[7]).len(), 4);
 }
 
 #[test]

@@ -172,6 +172,15 @@ impl FileSource {
         })
     }
 
+    /// An EndpointSlice that is named as that Service's are was not read.
+    #[must_use]
+    pub fn lacks_endpoints_of(&self, service: &ObjectName) -> bool {
+        self.unread.iter().filter_map(|about| about.rsplit_once(": EndpointSlice ")).any(|(_, name)| {
+            let rest = name.strip_prefix(service.as_str());
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+        })
+    }
+
     /// What is wrong, one line each.
     pub fn troubles(&self) -> impl Iterator<Item = String> {
         self.troubles.iter().map(|(about, trouble)| format!("{about}: {trouble}"))

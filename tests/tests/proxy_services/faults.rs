@@ -7,7 +7,7 @@ use anyhow::Result;
 use netns_tests::nft::without_counters;
 use testkit::{Cmd, Process, bin, eventually};
 
-use crate::world::{LIMIT, USUAL, WEB, World, ask, web};
+use crate::world::{LIMIT, USUAL, WEB, World, ask, pod_ip, web};
 
 #[test]
 fn a_broken_manifest_is_named_and_harms_nothing() -> Result<()> {
@@ -52,6 +52,32 @@ fn a_restart_with_broken_manifests_keeps_what_is_there() -> Result<()> {
     world.write("web", &web(&[1]))?;
     let moved = eventually(LIMIT, || (ask(&world.pods[1], (WEB, 80)).ok()?.ok()?.by == "pod1").then_some(()));
     assert!(moved.is_some());
+    Ok(())
+}
+
+#[test]
+fn a_restart_with_a_broken_slice_keeps_its_endpoints_beside_those_of_others() -> Result<()> {
+    let Some(mut world) = World::new("badslice", 0) else { return Ok(()) };
+    let more = |address: &str| {
+        let slice = web(&[1]).split_once("---").map(|(_, slice)| slice.replace("web-x", "web-y"));
+        slice.unwrap_or_default().replace(&pod_ip(1).to_string(), address)
+    };
+    world.write("web", &web(&[0]))?;
+    world.write("more", &more("10.244.1.11"))?;
+    world.start_usual()?;
+    world.wait_nft("map ip weft-proxy endpoints", "10.244.1.11 . 8080")?;
+    assert_eq!(world.proxy().terminate(LIMIT)?, Some(0));
+    world.write("more", &more("10.244.1.300"))?;
+    world.start_usual()?;
+    let log = world.proxy().log();
+    assert!(log.contains("restarted=true transactions=0"), "{log}");
+    world.write("web", &web(&[2]))?;
+    world.wait_nft("map ip weft-proxy endpoints", "10.244.1.12 . 8080")?;
+    let rows = world.nft("map ip weft-proxy endpoints")?;
+    assert!(rows.contains("10.244.1.11 . 8080") && !rows.contains("10.244.1.10 . 8080"), "{rows}");
+    world.write("more", &more("10.244.1.13"))?;
+    world.wait_nft("map ip weft-proxy endpoints", "10.244.1.13 . 8080")?;
+    world.wait_nft("map ip weft-proxy endpoints", "!10.244.1.11 . 8080")?;
     Ok(())
 }
 
