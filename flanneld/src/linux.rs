@@ -201,6 +201,8 @@ impl LinuxKernel {
     fn observe_routes(&mut self, seen: &mut Overlay) -> Result<(), KernelError> {
         let mut routes =
             self.socket.routes(Filter { protocol: Some(ROUTE_PROTOCOL), ..Filter::main(true) })?;
+        let by_hand = Filter { protocol: Some(route::BOOT_PROTOCOL), ..Filter::main(true) };
+        routes.extend(self.socket.routes(by_hand)?);
         if let Some(device) = self.index {
             routes.extend(self.socket.routes(Filter { device: Some(device), ..Filter::main(true) })?);
         }
@@ -385,7 +387,7 @@ fn tunnel(index: u32, key: RouteKey, hop: Hop) -> Route {
     match hop {
         Hop::Tunnel(gateway) => Route { gateway: Some(gateway.into()), onlink: true, ..route },
         Hop::Foreign(protocol) => Route { protocol, ..route },
-        Hop::Direct(_) | Hop::Blackhole => route,
+        Hop::Direct(_) | Hop::Blackhole | Hop::ByHand(_) => route,
     }
 }
 
@@ -394,12 +396,16 @@ fn elsewhere(key: RouteKey, hop: Hop) -> Route {
     let route = Route { metric: Some(key.metric), ..Route::to(key.subnet) };
     match hop {
         Hop::Direct(gateway) => Route { gateway: Some(gateway.into()), ..route },
+        Hop::ByHand(gateway) => {
+            Route { gateway: Some(gateway.into()), protocol: route::BOOT_PROTOCOL, ..route }
+        }
         Hop::Tunnel(_) | Hop::Blackhole | Hop::Foreign(_) => Route { kind: route::Kind::Blackhole, ..route },
     }
 }
 
 /// The route in our words, if it is ours: through our device with our number, or whoever wrote it if it
-/// lies inside the network; elsewhere only with our number and inside the network.
+/// lies inside the network; elsewhere only with our number and inside the network. And one that may have to give
+/// way to ours.
 pub(crate) fn ours(route: &Route, index: Option<u32>, network: &Subnet) -> Option<(RouteKey, Hop)> {
     let key = RouteKey { subnet: route.destination, metric: route.metric.unwrap_or(0) };
     let inside = network.covers(&route.destination);
@@ -413,6 +419,12 @@ pub(crate) fn ours(route: &Route, index: Option<u32>, network: &Subnet) -> Optio
     let through_ours = index.is_some() && route.device == index;
     if let (Some(IpAddr::V4(gateway)), true) = (route.gateway, marked && inside && !through_ours) {
         return Some((key, Hop::Direct(gateway)));
+    }
+    let bare = !route.onlink && route.source.is_none() && route.mtu.is_none() && key.metric == 0;
+    if let (Some(IpAddr::V4(gateway)), false, true) = (route.gateway, through_ours, inside && bare)
+        && (route.protocol, route.kind) == (route::BOOT_PROTOCOL, route::Kind::Unicast)
+    {
+        return Some((key, Hop::ByHand(gateway)));
     }
     if !through_ours || !(marked || (inside && route.protocol != route::KERNEL_PROTOCOL)) {
         return None;

@@ -8,13 +8,15 @@ use std::{
 
 use linux::{
     address::{Address, Scope},
-    link::{Kind, Link, VxlanFacts},
+    link::{Kind, Link},
     netlink::RouteSocket,
     route::{BOOT_PROTOCOL, Filter, Route},
 };
 use netmodel::{Mtu, ROUTE_PROTOCOL, Subnet, Vni};
 use overlay_core::{
-    host::{DeviceKind, HostPrefix, NodeFacts, NodeIdentity, POD_BRIDGES, Underlay, no_nodes_address},
+    host::{
+        ByHand, DeviceKind, HostPrefix, NodeFacts, NodeIdentity, POD_BRIDGES, Underlay, no_nodes_address,
+    },
     wire::{BadSubnetEnv, SubnetEnv},
 };
 use sha2::{Digest, Sha256};
@@ -88,7 +90,7 @@ impl Host {
     /// The address that tunnelled packets of an earlier run leave with.
     fn former_local(&self, previous: Option<Subnet>) -> Option<Ipv4Addr> {
         let local = |link: &Link| match &link.kind {
-            Kind::Vxlan(VxlanFacts { local: Some(IpAddr::V4(ip)), .. }) => Some(*ip),
+            Kind::Vxlan(facts) => facts.local.and_then(ipv4),
             _ => None,
         };
         self.links.iter().filter(|link| self.is_renamed(link, previous)).find_map(local)
@@ -101,11 +103,14 @@ impl Host {
         let mut found: Vec<_> = self.addresses.iter().filter(|a| a.device == device).collect();
         let is_other = |a: &Address| Some(a.address) != in_use.map(IpAddr::V4);
         found.sort_by_key(|a| (a.deprecated, a.scope != Scope::Global, is_other(a), a.dynamic));
-        let ipv4 = |address: &&Address| match address.address {
-            IpAddr::V4(ip) => Some(ip),
-            IpAddr::V6(_) => None,
-        };
-        found.iter().filter_map(ipv4).collect()
+        found.iter().filter_map(|a| ipv4(a.address)).collect()
+    }
+}
+
+fn ipv4(address: IpAddr) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V4(ip) => Some(ip),
+        IpAddr::V6(_) => None,
     }
 }
 
@@ -286,7 +291,7 @@ fn prefixes(host: &Host, previous: Option<Subnet>) -> Vec<HostPrefix> {
         (link.map(|link| link.name.clone()), kind)
     };
     let address = |a: &Address| {
-        let IpAddr::V4(ip) = a.address else { return None };
+        let ip = ipv4(a.address)?;
         let subnet = Subnet::containing(a.address, a.prefix).ok()?;
         let (device, kind) = place(Some(a.device));
         (!tunnel(Some(a.device))).then_some(HostPrefix {
@@ -301,7 +306,8 @@ fn prefixes(host: &Host, previous: Option<Subnet>) -> Vec<HostPrefix> {
         let index = route.device.or(route.multipath.first().map(|hop| hop.device));
         let (device, kind) = place(index);
         let counts = !tunnel(index) && route.protocol != ROUTE_PROTOCOL && route.destination.prefix() > 0;
-        let by_hand = (route.protocol == BOOT_PROTOCOL).then_some(route.metric).flatten();
+        let by_hand = (route.protocol == BOOT_PROTOCOL)
+            .then(|| ByHand { metric: route.metric.unwrap_or(0), gateway: route.gateway.and_then(ipv4) });
         let prefix = HostPrefix { subnet: route.destination, address: None, device, kind, by_hand };
         counts.then_some(prefix)
     };

@@ -6,7 +6,7 @@ use daemon::{OnChange, file, health::Health, notify};
 use overlay_core::{
     backend::vxlan,
     desired,
-    host::NodeFacts,
+    host::{NodeFacts, Overlap},
     lease::Assignment,
     overlay::{Hop, Overlay},
     wire::SubnetEnv,
@@ -148,16 +148,15 @@ impl Status {
         node.device = Some(config.vxlan.device.to_string());
         node.vtep_mac = Some(own.vtep_mac.to_string());
         node.mtu = Some(vxlan::pod_mtu(config, facts).get());
-        let overlaps = facts.overlaps(config, Some(own.subnet));
         self.warnings.extend(config.notes.iter().cloned());
-        self.warnings.extend(overlaps.iter().map(ToString::to_string));
     }
 
     /// Fills in whom this node can reach, and whom not.
-    pub fn set_overlay(&mut self, want: &Overlay, skipped: &[desired::Skipped]) {
+    pub fn set_overlay(&mut self, want: &Overlay, skipped: &[desired::Skipped], overlaps: &[Overlap]) {
         let leads_to_peer = |hop: &&Hop| matches!(hop, Hop::Tunnel(_) | Hop::Direct(_));
         self.peers = want.routes.values().filter(leads_to_peer).count();
         let line = |s: &desired::Skipped| Skipped { lease: s.key.clone(), reason: s.reason.to_string() };
         self.skipped = skipped.iter().map(line).collect();
+        self.warnings.extend(overlaps.iter().map(ToString::to_string));
     }
 }

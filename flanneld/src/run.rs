@@ -15,7 +15,7 @@ use daemon::{Backoff, OnChange, Random, health::Health};
 use linux::netlink::RouteSocket;
 use overlay_core::{
     desired::{Skipped, desired},
-    host::NodeFacts,
+    host::{NodeFacts, Overlap},
     lease::{Assignment, View},
     overlay::Overlay,
 };
@@ -65,6 +65,7 @@ struct Target {
     facts: NodeFacts,
     want: Overlay,
     skipped: Vec<Skipped>,
+    overlaps: Vec<Overlap>,
 }
 
 /// The loop.
@@ -210,16 +211,16 @@ impl Loop {
             }
         };
         hold.aim_firewall(assignment.own.subnet);
+        let overlaps = facts.overlaps(&assignment.config, Some(assignment.own.subnet), &want);
         let (assignment, facts) = (Arc::clone(assignment), facts.clone());
-        self.target = Some(Target { assignment, facts, want, skipped });
+        self.target = Some(Target { assignment, facts, want, skipped, overlaps });
         self.warn();
         Ok(())
     }
 
     /// Says once what is in the way of leases and subnets.
     fn warn(&mut self) {
-        let Some(Target { assignment, facts, skipped, .. }) = &self.target else { return };
-        let overlaps = facts.overlaps(&assignment.config, Some(assignment.own.subnet));
+        let Some(Target { skipped, overlaps, .. }) = &self.target else { return };
         let lines = skipped.iter().map(ToString::to_string).chain(overlaps.iter().map(ToString::to_string));
         let now: BTreeSet<String> = lines.collect();
         for line in now.difference(&self.warned) {
@@ -283,7 +284,7 @@ impl Loop {
             status.set_facts(facts.as_ref());
             if let Some(target) = target {
                 status.set_assignment(&target.assignment, &target.facts);
-                status.set_overlay(&target.want, &target.skipped);
+                status.set_overlay(&target.want, &target.skipped, &target.overlaps);
             }
             if let Some(hold) = hold {
                 status.warnings.extend(hold.warnings());

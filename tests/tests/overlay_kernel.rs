@@ -131,8 +131,9 @@ fn the_fake_kernel_ends_where_the_real_one_does() -> Result<()> {
 /// A change that somebody else makes, as a command; many fail, since what they are about is not there.
 fn foreign(random: &mut Random) -> String {
     let (third, node, last) = (below(random, 4), 10 + below(random, 3), below(random, 4));
-    match below(random, 17) {
+    match below(random, 18) {
         16 => "ip link set flannel.1 name other0".to_owned(),
+        17 => format!("ip route replace 10.5.{third}.0/24 via 192.0.2.{node}"),
         0 => "ip link del flannel.1".to_owned(),
         1 => "ip link set flannel.1 down".to_owned(),
         2 => format!("ip link set flannel.1 address 02:00:00:00:00:0{last}"),

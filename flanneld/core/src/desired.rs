@@ -160,6 +160,10 @@ impl Used<'_> {
         }
         let gateway = self.place(subnet)?;
         let value: LeaseValue = raw.value.parse()?;
+        let direct = vxlan::is_direct(value.public_ip, self.config, self.me).then_some(value.public_ip);
+        if let Some(host) = self.me.peer_overlap(subnet, &self.config.network, direct) {
+            return Err(Reason::OverlapsHost(host.clone()));
+        }
         self.backend(&value)?;
         let public_ip = self.public_ip(value.public_ip, subnet)?;
         let mac = self.mac(value.vtep_mac.as_deref())?;
@@ -178,11 +182,8 @@ impl Used<'_> {
         if subnet.overlaps(&own) {
             return Err(Reason::OverlapsOwn(own));
         }
-        if let Some(older) = self.peers.overlapping(subnet) {
-            return Err(Reason::OverlapsOlder(older));
-        }
-        match self.me.peer_overlap(subnet, &network) {
-            Some(host) => Err(Reason::OverlapsHost(host.clone())),
+        match self.peers.overlapping(subnet) {
+            Some(older) => Err(Reason::OverlapsOlder(older)),
             None => Ok(first),
         }
     }

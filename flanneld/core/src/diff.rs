@@ -6,7 +6,7 @@ use netmodel::IfName;
 
 use crate::{
     op::Op,
-    overlay::{Device, Overlay},
+    overlay::{Device, Hop, Overlay},
 };
 
 /// The operations that lead from `have` to `want`, in the order in which they must be carried out.
@@ -113,6 +113,9 @@ fn routes(want: &Overlay, have: &Overlay, ops: &mut BTreeSet<Op>) {
         }
     }
     for (key, hop) in have.routes.iter().filter(|(key, _)| !want.routes.contains_key(key)) {
+        if matches!(hop, Hop::ByHand(gateway) if want.direct(key.subnet) != Some(*gateway)) {
+            continue;
+        }
         ops.insert(Op::DelRoute(name.clone(), *key, *hop));
     }
 }

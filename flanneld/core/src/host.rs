@@ -5,7 +5,7 @@ use std::{fmt, net::Ipv4Addr};
 
 use netmodel::{IfName, Mac, Mtu, Subnet, Vni};
 
-use crate::{backend::vxlan::metric, config::Config};
+use crate::{backend::vxlan::metric, config::Config, overlay::Overlay};
 
 /// Facts about this node. The node's side gathers them, before a lease is acquired and whenever
 /// they change.
@@ -102,15 +102,29 @@ pub struct HostPrefix {
     pub device: Option<IfName>,
     /// The kind of that interface.
     pub kind: DeviceKind,
-    /// The metric of a route that was made by hand, which may have replaced one of ours; `None` for all else.
-    pub by_hand: Option<u32>,
+    /// What is to be known of a route that was made by hand; `None` for all else.
+    pub by_hand: Option<ByHand>,
+}
+
+/// A route that was made by hand, or by flannel, which leaves no other mark. It may have replaced one of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ByHand {
+    /// Its metric; 0 unless somebody gave one.
+    pub metric: u32,
+    /// The next router.
+    pub gateway: Option<Ipv4Addr>,
 }
 
 impl HostPrefix {
     /// It is where our route to that peer belongs: with `ip route replace` somebody overwrote ours, which is to be
     /// repaired.
     fn overwrites_ours(&self, network: &Subnet) -> bool {
-        self.by_hand == Some(metric(&self.subnet, network))
+        self.by_hand.is_some_and(|route| route.metric == metric(&self.subnet, network))
+    }
+
+    /// Flannel has led straight to `gateway` like this.
+    fn is_flannels(&self, gateway: Ipv4Addr) -> bool {
+        self.by_hand == Some(ByHand { metric: 0, gateway: Some(gateway) })
     }
 }
 
@@ -169,11 +183,19 @@ impl NodeFacts {
         })
     }
 
-    /// The first address or route of this host that the subnet of a peer in `network` may not overlap.
+    /// The first address or route of this host that the subnet of a peer in `network` may not overlap; `direct` is
+    /// the peer's address where it is reached without a tunnel.
     #[must_use]
-    pub fn peer_overlap(&self, subnet: Subnet, network: &Subnet) -> Option<&HostPrefix> {
-        let mut all = self.all_overlaps(subnet);
-        all.find(|host| host.subnet != subnet || !host.overwrites_ours(network))
+    pub fn peer_overlap(
+        &self,
+        subnet: Subnet,
+        network: &Subnet,
+        direct: Option<Ipv4Addr>,
+    ) -> Option<&HostPrefix> {
+        let is_ours = |host: &HostPrefix| {
+            host.overwrites_ours(network) || direct.is_some_and(|gateway| host.is_flannels(gateway))
+        };
+        self.all_overlaps(subnet).find(|host| host.subnet != subnet || !is_ours(host))
     }
 
     /// The first address or route of this host that a new subnet may not overlap.
@@ -195,12 +217,14 @@ impl NodeFacts {
         self.all_overlaps(subnet).find(|host| !self.is_pods(host, subnet))
     }
 
-    /// Overlaps of this host with the network, one per address or route, with the part it takes away.
+    /// Overlaps of this host with the network, one per address or route, with the part it takes away; none by what
+    /// pods of our `own` subnet use, and none by what gives way to the routes that we `want`.
     #[must_use]
-    pub fn overlaps(&self, config: &Config, own: Option<Subnet>) -> Vec<Overlap> {
+    pub fn overlaps(&self, config: &Config, own: Option<Subnet>, want: &Overlay) -> Vec<Overlap> {
         let relevant = |host: &&HostPrefix| {
             let pods = own.is_some_and(|own| self.is_pods(host, own));
-            !pods && !host.overwrites_ours(&config.network)
+            let gives_way = want.direct(host.subnet).is_some_and(|gateway| host.is_flannels(gateway));
+            !pods && !gives_way && !host.overwrites_ours(&config.network)
         };
         let mut found: Vec<Overlap> = Vec::new();
         for host in self.all_overlaps(config.network).filter(relevant) {
@@ -268,19 +292,22 @@ mod tests {
     fn a_route_in_the_place_of_ours_is_damage_and_any_other_an_overlap() {
         let config = config(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#);
         let peer: Subnet = "10.5.3.0/24".parse().unwrap();
-        let by = |by_hand| {
+        let none = Overlay::empty(config.vxlan.device.clone());
+        let by = |metric: Option<u32>| {
             let device = Some("eth0".parse().unwrap());
+            let by_hand = metric.map(|metric| ByHand { metric, gateway: None });
             let host = HostPrefix { subnet: peer, address: None, device, kind: DeviceKind::Other, by_hand };
             NodeFacts { host: vec![host], ..facts() }
         };
         let ours = Some(metric(&peer, &config.network));
-        assert!(by(ours).peer_overlap(peer, &config.network).is_none());
-        assert!(by(ours).overlap(peer).is_some() && by(ours).overlaps(&config, None).is_empty());
+        assert!(by(ours).peer_overlap(peer, &config.network, None).is_none());
+        assert!(by(ours).overlap(peer).is_some() && by(ours).overlaps(&config, None, &none).is_empty());
         for other in [None, Some(0), Some(100)] {
-            assert!(by(other).peer_overlap(peer, &config.network).is_some());
-            assert_eq!(by(other).overlaps(&config, None).len(), 1);
+            assert!(by(other).peer_overlap(peer, &config.network, None).is_some());
+            assert_eq!(by(other).overlaps(&config, None, &none).len(), 1);
         }
         let narrower = "10.5.3.0/25".parse().unwrap();
-        assert!(by(ours).peer_overlap(narrower, &config.network).is_some(), "it is another peer's place");
+        let found = by(ours);
+        assert!(found.peer_overlap(narrower, &config.network, None).is_some(), "it is another peer's place");
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     desired::{Skipped, desired},
     diff::diff,
     fake::{FakeKernel, Flaky},
-    host::{DeviceKind, NodeFacts},
+    host::{ByHand, DeviceKind, HostPrefix, NodeFacts},
     kernel::Kernel,
     lease::{Lease, RawLease},
     overlay::{Device, Hop, Overlay, Remote, RouteKey},
@@ -113,6 +113,35 @@ fn flannels_route_goes_only_after_ours_is_there() {
 ip route replace 10.5.34.0/24 via 10.5.34.0 dev flannel.1 metric 35 onlink proto 154
 ip route del 10.5.34.0/24 dev flannel.1 metric 0",
     );
+}
+
+#[test]
+fn flannels_direct_route_goes_after_ours_is_there_and_one_by_another_gateway_stays() {
+    let config = config(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","DirectRouting":true}}"#);
+    let mut host = host_address("192.0.2.1/24", "eth0", DeviceKind::Other);
+    let mut have = settled(&[]);
+    for (third, last) in [(34, 2), (35, 77)] {
+        let subnet = format!("10.5.{third}.0/24").parse().unwrap();
+        let gateway = [192, 0, 2, last].into();
+        have.routes.insert(RouteKey { subnet, metric: 0 }, Hop::ByHand(gateway));
+        let by_hand = Some(ByHand { metric: 0, gateway: Some(gateway) });
+        let device = Some("eth0".parse().unwrap());
+        host.push(HostPrefix { subnet, address: None, device, kind: DeviceKind::Other, by_hand });
+    }
+    let me = NodeFacts { host, ..facts() };
+    let leases = [lease("10.5.34.0-24", "192.0.2.2", 2), lease("10.5.35.0-24", "192.0.2.3", 3)];
+    let (want, skipped) = desired(&leases, &config, &own(), &me);
+    let text: Vec<_> = diff(&want, &have).iter().map(ToString::to_string).collect();
+    let expected = "
+ip route replace 10.5.34.0/24 via 192.0.2.2 metric 35 proto 154
+ip route del 10.5.34.0/24 via 192.0.2.2 metric 0";
+    assert_eq!(text.join("\n"), expected.trim());
+    let why = "it overlaps route 10.5.35.0/24 through eth0 of this host";
+    assert_eq!(skipped[0].to_string(), format!("lease \"10.5.35.0-24\" is skipped: {why}"));
+    let overlaps: Vec<_> = me.overlaps(&config, None, &want).iter().map(|o| o.subnet.to_string()).collect();
+    assert_eq!((skipped.len(), overlaps), (1, vec!["10.5.35.0/24".to_owned()]));
+    // Where a tunnel leads to the peer, flannel's route is in its way, and nothing says that it is flannel's.
+    assert_eq!(self::want(&leases, &me).1.len(), 2);
 }
 
 #[test]

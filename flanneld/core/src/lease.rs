@@ -192,7 +192,7 @@ pub enum NoSubnet {
         /// One of the subnets.
         first: Subnet,
         /// What it overlaps.
-        host: HostPrefix,
+        host: Box<HostPrefix>,
     },
 }
 
@@ -402,7 +402,9 @@ fn pick(
     }
     let network = config.network;
     Err(match obstacle {
-        Some((first, host)) if leased == 0 => NoSubnet::AllOverlap { network, first, host: host.clone() },
+        Some((first, host)) if leased == 0 => {
+            NoSubnet::AllOverlap { network, first, host: Box::new(host.clone()) }
+        }
         _ => NoSubnet::AllLeased { leased, network, min: config.subnet_min, max: config.subnet_max },
     })
 }

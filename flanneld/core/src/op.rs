@@ -95,7 +95,7 @@ fn route(dev: &IfName, key: RouteKey, hop: Hop) -> String {
     let RouteKey { subnet, metric } = key;
     match hop {
         Hop::Tunnel(gateway) => format!("{subnet} via {gateway} dev {dev} metric {metric} onlink"),
-        Hop::Direct(gateway) => format!("{subnet} via {gateway} metric {metric}"),
+        Hop::Direct(gateway) | Hop::ByHand(gateway) => format!("{subnet} via {gateway} metric {metric}"),
         Hop::Blackhole => format!("blackhole {subnet} metric {metric}"),
         Hop::Foreign(_) => format!("{subnet} dev {dev} metric {metric}"),
     }

@@ -55,6 +55,16 @@ impl Overlay {
 const LAST_RESORT: u32 = u32::MAX - 1;
 
 impl Overlay {
+    /// The gateway of the route that leads straight to that peer's subnet.
+    #[must_use]
+    pub fn direct(&self, subnet: Subnet) -> Option<Ipv4Addr> {
+        let of_subnet = RouteKey { subnet, metric: 0 }..=RouteKey { subnet, metric: u32::MAX };
+        self.routes.range(of_subnet).find_map(|(_, hop)| match hop {
+            Hop::Direct(gateway) => Some(*gateway),
+            _ => None,
+        })
+    }
+
     /// Adds a route that swallows packets to pods of this node that are not there.
     pub fn add_blackhole(&mut self, own: Subnet) {
         self.routes.insert(RouteKey { subnet: own, metric: LAST_RESORT }, Hop::Blackhole);
@@ -140,4 +150,7 @@ pub enum Hop {
     /// A route that counts as ours and that we would not write like this: flannel's, or a garbled one.
     /// Its protocol number keeps a removal off ours: Linux takes metric 0 for any.
     Foreign(u8),
+    /// Straight to a gateway with metric 0, written by flannel or by hand. It is not ours, but where ours leads
+    /// straight to that gateway as well it goes: it would stand in front of ours when the peer moves.
+    ByHand(Ipv4Addr),
 }

@@ -131,3 +131,24 @@ fn what_flannel_left_is_adopted_and_what_is_stale_goes() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn flannels_direct_routes_are_adopted_and_one_by_another_gateway_stays_the_hosts() -> Result<()> {
+    let Some(mut node) = Node::new()? else { return Ok(()) };
+    let by_hand = "ip route show proto boot root 10.5.0.0/16";
+    node.net.cmd("ip route add 10.5.3.0/24 via 192.0.2.3").ok()?;
+    node.net.cmd("ip route add 10.5.4.0/24 via 192.0.2.77").ok()?;
+    let direct = json!({"Type": "vxlan", "DirectRouting": true});
+    node.leases_with(&direct, &peers(&[3, 4]))?;
+    let plan = node.command("plan").ok()?.stdout;
+    assert!(plan.contains("\nip route del 10.5.3.0/24 via 192.0.2.3 metric 0\n"), "{plan}");
+    node.start()?;
+    node.shows("ip route", "10.5.3.0/24 via 192.0.2.3 dev eth0 proto 154 metric 4")?;
+    node.shows(by_hand, "!10.5.3.0/24")?;
+    node.shows(by_hand, "10.5.4.0/24 via 192.0.2.77")?;
+    let status = node.status()?;
+    assert_eq!(status["skipped"][0]["lease"], json!("10.5.4.0-24"), "{status}");
+    assert_eq!((status["skipped"].as_array().map(Vec::len), &status["peers"]), (Some(1), &json!(1)));
+    assert!(!node.log().contains("10.5.3.0/24 overlaps"), "{}", node.log());
+    Ok(())
+}

@@ -54,11 +54,17 @@ pub fn device(config: &Config, own: &Lease, me: &NodeFacts) -> Device {
     }
 }
 
-/// Adds what leads to a peer: a route alone, where the configuration wants that for peers on the same
-/// link and this is one.
+/// The peer with that address is reached without a tunnel: it is on the same link, and the configuration wants
+/// that.
+#[must_use]
+pub fn is_direct(public_ip: Ipv4Addr, config: &Config, me: &NodeFacts) -> bool {
+    config.vxlan.direct_routing && me.is_on_link(public_ip)
+}
+
+/// Adds what leads to a peer: a route alone, where no tunnel is needed.
 pub fn add_peer(overlay: &mut Overlay, peer: &Peer, config: &Config, me: &NodeFacts) {
     let key = RouteKey { subnet: peer.subnet, metric: metric(&peer.subnet, &config.network) };
-    if config.vxlan.direct_routing && me.is_on_link(peer.public_ip) {
+    if is_direct(peer.public_ip, config, me) {
         overlay.routes.insert(key, Hop::Direct(peer.public_ip));
         return;
     }
