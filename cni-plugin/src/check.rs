@@ -75,12 +75,16 @@ fn look(
     if let Some(pod) = &pod {
         seen.addresses = links::addresses_on(&mut inside, pod.index)?;
         for ipv4 in [true, false] {
-            let routes = inside.routes(Filter::main(ipv4))?;
+            let routes = inside.routes(Filter { table: None, ..Filter::main(ipv4) })?;
             let ways = |r: &linux::route::Route| -> Vec<Option<IpAddr>> {
                 let hops = r.multipath.iter().map(|hop| hop.gateway);
                 if r.multipath.is_empty() { vec![r.gateway] } else { hops.collect() }
             };
-            seen.routes.extend(routes.iter().flat_map(|r| ways(r).into_iter().map(|gw| (r.destination, gw))));
+            let seen_as = |r: &linux::route::Route| {
+                let (to, table) = (r.destination, r.table);
+                ways(r).into_iter().map(move |gateway| (to, gateway, table))
+            };
+            seen.routes.extend(routes.iter().flat_map(seen_as));
         }
         if let Some(near) = links::peer_of(&mut host, pod)? {
             is_ours = near.alias.as_ref() == Some(&call.who.alias());

@@ -56,9 +56,13 @@ pub(crate) fn del(call: &Call, network: &Network) -> Result<(), Error> {
     }
     // Only now: an address must not be given away while anything still goes with it.
     addresses::release(call, reservations.as_ref(), record.as_ref(), &records)?;
-    // Without a trace of ADD it found that plugin neither, and made nothing.
-    let is_nothing = |kind: &String| !was_linked && record.is_none() && foreign::find(kind).is_err();
-    if let Some(kind) = foreign_ipam.filter(|kind| !is_nothing(kind)) {
+    // Without a trace of ADD it found that plugin neither, and made nothing; and where we gave the addresses, the
+    // configuration has changed.
+    let is_asked = |kind: &String| match &record {
+        Some(record) => record.before.folder.is_none(),
+        None => was_linked || foreign::find(kind).is_ok(),
+    };
+    if let Some(kind) = foreign_ipam.filter(is_asked) {
         foreign::run(&kind, "DEL", network)?;
     }
     if let Some(path) = &traces.scratch {

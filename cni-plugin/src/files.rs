@@ -23,6 +23,17 @@ pub(crate) fn create_whole(folder: &Path, path: &Path, content: &str) -> io::Res
     }
 }
 
+/// Puts `path` in `folder` with `content` in the place of what may be there.
+pub(crate) fn replace_whole(folder: &Path, path: &Path, content: &str) -> io::Result<()> {
+    if create_whole(folder, path, content)? {
+        return Ok(());
+    }
+    let new = path.with_extension("new");
+    let _ = fs::remove_file(&new);
+    create_whole(folder, &new, content)?;
+    fs::rename(&new, path)
+}
+
 /// A file without a name, which vanishes with this process unless it gets one.
 fn nameless(folder: &Path, content: &str) -> io::Result<File> {
     let fd = open(folder, OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC, Mode::from_raw_mode(0o600))?;

@@ -13,17 +13,23 @@ use crate::{
     shaping, sweep,
 };
 
-/// Removes links, masquerading, reservations and what the reference left, of this network alone; goes on
-/// after a failure and reports the first.
+/// Removes what belongs to none of the `valid` attachments of this network; goes on after a failure and reports the
+/// first.
 pub(crate) fn gc(network: &Network, valid: &[Attachment]) -> Result<(), Error> {
+    let attachments = sweep_attachments(network, valid);
+    let reservations = addresses::release_invalid(network, valid);
+    let foreign = foreign_ipam(network)?.map_or(Ok(()), |kind| foreign::run(&kind, "GC", network).map(drop));
+    attachments.and(reservations).and(foreign)
+}
+
+/// The same with what only this plugin makes: links, what is in our table, limits, and what records tell of.
+pub(crate) fn sweep_attachments(network: &Network, valid: &[Attachment]) -> Result<(), Error> {
     let is_doomed = is_doomed(network, valid);
     let links = links::sweep(&Kind::Veth, &is_doomed);
     let ports = hostports::sweep(&is_doomed);
     let shaped = shaping::sweep(&is_doomed);
     let records = sweep_records(network, valid);
-    let reservations = addresses::release_invalid(network, valid);
-    let foreign = foreign_ipam(network)?.map_or(Ok(()), |kind| foreign::run(&kind, "GC", network).map(drop));
-    links.and(ports).and(shaped).and(records).and(reservations).and(foreign)
+    links.and(ports).and(shaped).and(records)
 }
 
 /// The aliases of this network's attachments but the valid ones.

@@ -6,7 +6,7 @@ use crate::{
     add, check, del, delegate, foreign, gc,
     networks::{self, Call},
     plugin::Plugin,
-    records::Records,
+    records::{Held, Records},
     scratch::{self, Scratch},
     status,
 };
@@ -31,12 +31,15 @@ fn del(call: &Call) -> Result<(), Error> {
         is_ours(delegated) || !networks::is_flannel(delegated) && foreign::find(&delegated.kind).is_ok()
     };
     let network = match noted.filter(can_be_asked) {
-        // What is delegated now may be mistaken. What was delegated then is what counts.
-        Some(delegated) => delegated,
+        // What is delegated now may be mistaken. What was delegated then is what counts, but for the version, which may
+        // be what was wrong with it.
+        Some(delegated) => delegated.in_version(call.network.version)?,
         None => rendered?,
     };
-    if !is_ours(&network) {
-        if scratch.is_none() && !can_be_asked(&network) && Records::of(&network)?.find(&call.who)?.is_none() {
+    let records = Records::of(&call.network)?;
+    let is_attached = |held: Held| held.before.host.is_some();
+    if !is_ours(&network) && !records.find_if_usable(&call.who)?.is_some_and(is_attached) {
+        if scratch.is_none() && !can_be_asked(&network) && records.find(&call.who)?.is_none() {
             // ADD found it neither, and made nothing.
             return Ok(());
         }
@@ -54,8 +57,14 @@ fn check(call: &Call) -> Result<(), Error> {
 fn gc(network: &Network) -> Result<(), Error> {
     let Some(valid) = network.valid_attachments()? else { return Ok(()) };
     let rendered = networks::lenient(network)?;
-    let collected =
-        if is_ours(&rendered) { gc::gc(&rendered, &valid) } else { delegate::pass_on("GC", &rendered) };
+    let collected = if is_ours(&rendered) {
+        gc::gc(&rendered, &valid)
+    } else {
+        // Something else may have been delegated before.
+        let [attached, passed_on] =
+            [gc::sweep_attachments(&rendered, &valid), delegate::pass_on("GC", &rendered)];
+        attached.and(passed_on)
+    };
     let is_flannel = networks::is_flannel(network);
     collected.and(if is_flannel { scratch::sweep(network, &valid) } else { Ok(()) })
 }

@@ -126,7 +126,14 @@ fn make_ifb(host: &mut RouteSocket, who: &Attachment, name: &IfName, near: &Link
         }
         made => made,
     };
-    made.map_err(|e| kernel(&e))
+    made.map_err(|e| match e.is_exists() {
+        true => {
+            let text =
+                format!("ifb device {name} exists: another entry of the chain has limited {}", near.name);
+            Error::new(Code::Internal, text)
+        }
+        false => kernel(&e),
+    })
 }
 
 fn is_ifb_of(link: &Link, who: &Attachment) -> bool {

@@ -100,9 +100,14 @@ fn set_link(call: &Call, netns: &Rc<Netns>, wanted: &Tuning, undo: &mut Undo<'_>
     };
     let path = backup_path(call)?;
     // What an earlier ADD found is older than what this one finds.
-    if !path.exists() {
-        keep(&path, &before)?;
-        undo.push(move || failure::absent_is_done(&path, fs::remove_file(&path)));
+    let earlier = fs::read(&path).ok().and_then(|content| Backup::parse(&content));
+    let kept = before.clone().behind(earlier.clone().unwrap_or_default());
+    if earlier.as_ref() != Some(&kept) {
+        keep(&path, &kept)?;
+        undo.push(move || match earlier {
+            Some(earlier) => keep(&path, &earlier),
+            None => failure::absent_is_done(&path, fs::remove_file(&path)),
+        });
     }
     // The request may be carried out in part.
     let (netns, name, index) = (Rc::clone(netns), link.name.clone(), link.index);
@@ -151,12 +156,11 @@ fn backup_name(who: &Attachment) -> String {
     format!("{}_{}.json", who.container, who.ifname)
 }
 
-/// Writes the file, which is not there, whole or not at all.
+/// Writes the file, whole or not at all.
 fn keep(path: &Path, backup: &Backup) -> Result<(), Error> {
     let folder = path.parent().unwrap_or(path);
-    // What is there by now is another call's, which found the interface as it was, too.
     fs::create_dir_all(folder)
-        .and_then(|()| files::create_whole(folder, path, &backup.to_json()).map(drop))
+        .and_then(|()| files::replace_whole(folder, path, &backup.to_json()))
         .map_err(|e| failure::file("write", path, &e))
 }
 
@@ -164,7 +168,10 @@ fn keep(path: &Path, backup: &Backup) -> Result<(), Error> {
 fn del(call: &Call) -> Result<(), Error> {
     let path = backup_path(call)?;
     let content = match fs::read(&path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        // Of a container with a name that is too long ADD could keep nothing.
+        Err(e) if [io::ErrorKind::NotFound, io::ErrorKind::InvalidFilename].contains(&e.kind()) => {
+            return Ok(());
+        }
         content => content.map_err(|e| failure::file("read", &path, &e))?,
     };
     let restored = match (Backup::parse(&content), pod::open_if_there(call)) {

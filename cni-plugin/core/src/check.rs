@@ -6,6 +6,9 @@ use netmodel::{IfName, Mac, Subnet};
 
 use crate::{Bridge, Code, Error, HostAddress, Outcome, Route};
 
+/// The table of routes that name none (`RT_TABLE_MAIN`).
+const MAIN_TABLE: u32 = 254;
+
 /// One interface as the kernel shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SeenLink {
@@ -28,8 +31,8 @@ pub struct Seen {
     pub pod: Option<SeenLink>,
     /// Addresses of the container's interface.
     pub addresses: Vec<HostAddress>,
-    /// Routes in the container: where to, and through which gateway.
-    pub routes: Vec<(Subnet, Option<IpAddr>)>,
+    /// Routes in the container: where to, through which gateway, and in which table.
+    pub routes: Vec<(Subnet, Option<IpAddr>, u32)>,
     /// The host's end is there, and a port of the bridge.
     pub host_joined: Option<bool>,
     /// Addresses whose reservation names this attachment.
@@ -64,8 +67,7 @@ pub fn check(bridge: &Bridge, ifname: &IfName, previous: &Outcome, seen: &Seen) 
     let has_family = |route: &Route| {
         previous.addresses_of(ifname.as_str()).any(|ip| ip.address.is_ipv4() == route.dst.is_ipv4())
     };
-    let is_checked = |route: &&Route| has_family(route) && is_in_main(route, bridge);
-    let absent = previous.routes.iter().filter(is_checked).filter(|route| !is_set(route, seen));
+    let absent = previous.routes.iter().filter(|route| has_family(route) && !is_set(route, bridge, seen));
     wrong.extend(absent.map(|route| format!("route {} is missing", route.dst)));
     if wrong.is_empty() {
         return Ok(());
@@ -73,17 +75,19 @@ pub fn check(bridge: &Bridge, ifname: &IfName, previous: &Outcome, seen: &Seen) 
     Err(Error::new(Code::Internal, format!("the attachment is not as it was made: {}", wrong.join("; "))))
 }
 
-/// Results before 1.1.0 don't tell of the table that the configuration names.
-fn is_in_main(route: &Route, bridge: &Bridge) -> bool {
-    let configured = bridge.ipam.iter().flat_map(|ipam| &ipam.routes);
-    let mut elsewhere = configured.filter(|other| other.table.is_some());
-    route.table.is_none() && !elsewhere.any(|other| other.dst == route.dst)
-}
-
-/// A default route may have been given another gateway, as in the reference.
-fn is_set(route: &Route, seen: &Seen) -> bool {
+/// A default route may have been given another gateway, as in the reference. Results before 1.1.0 don't tell of the
+/// table that the configuration names.
+fn is_set(route: &Route, bridge: &Bridge, seen: &Seen) -> bool {
+    let configured = bridge.ipam.iter().flat_map(|ipam| &ipam.routes).filter(|other| other.dst == route.dst);
+    let tables: Vec<u32> = match route.table {
+        Some(table) => vec![table],
+        None => configured.filter_map(|other| other.table).chain([MAIN_TABLE]).collect(),
+    };
     let any_gateway = route.gw.is_none() || route.dst.prefix() == 0;
-    seen.routes.iter().any(|(dst, gw)| *dst == route.dst && (any_gateway || *gw == route.gw))
+    let is_it = |(dst, gw, table): &(Subnet, Option<IpAddr>, u32)| {
+        *dst == route.dst && (any_gateway || *gw == route.gw) && tables.contains(table)
+    };
+    seen.routes.iter().any(is_it)
 }
 
 fn links(bridge: &Bridge, ifname: &IfName, previous: &Outcome, seen: &Seen, wrong: &mut Vec<String>) {
@@ -149,9 +153,9 @@ mod tests {
                 HostAddress { address: ip("192.0.2.1"), prefix: 32 },
             ],
             routes: vec![
-                ("0.0.0.0/0".parse().unwrap(), Some(ip("10.1.0.9"))),
-                ("10.0.0.0/8".parse().unwrap(), Some(ip("10.1.0.1"))),
-                ("192.0.2.0/24".parse().unwrap(), None),
+                ("0.0.0.0/0".parse().unwrap(), Some(ip("10.1.0.9")), MAIN_TABLE),
+                ("10.0.0.0/8".parse().unwrap(), Some(ip("10.1.0.1")), MAIN_TABLE),
+                ("192.0.2.0/24".parse().unwrap(), None, MAIN_TABLE),
             ],
             host_joined: Some(true),
             reserved: vec![ip("10.1.0.5")],
@@ -195,6 +199,7 @@ mod tests {
             "address 10.1.0.5/24 is not reserved for this container"
         );
         assert_eq!(difference(|s| s.routes.truncate(1)), "route 10.0.0.0/8 is missing");
+        assert_eq!(difference(|s| s.routes[1].2 = 300), "route 10.0.0.0/8 is missing");
         assert_eq!(
             difference(|s| s.routes.truncate(0)),
             "route 0.0.0.0/0 is missing; route 10.0.0.0/8 is missing"

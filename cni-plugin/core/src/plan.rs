@@ -81,7 +81,7 @@ pub struct Plan {
     pub addresses: Vec<Chosen>,
     /// The container's routes.
     pub routes: Vec<PodRoute>,
-    /// The routes as the result reports them.
+    /// The routes as the result reports them, none where the container has no address of the family.
     pub reported: Vec<Route>,
     /// Addresses of the bridge, or of the interface in its VLAN.
     pub gateways: Vec<HostAddress>,
@@ -106,7 +106,8 @@ impl Plan {
                 ..*c
             })
             .collect();
-        let mut reported = routes.to_vec();
+        let has_family = |route: &Route| chosen.iter().any(|c| c.address.is_ipv4() == route.dst.is_ipv4());
+        let mut reported: Vec<Route> = routes.iter().copied().filter(has_family).collect();
         if bridge.is_default_gateway {
             for ipv4 in [true, false] {
                 let found = |r: &Route| r.dst.prefix() == 0 && r.dst.is_ipv4() == ipv4 && r.gw.is_some();
@@ -141,14 +142,11 @@ fn gateway_of(addresses: &[Chosen], ipv4: bool) -> Option<IpAddr> {
 }
 
 /// The routes to set: through the family's gateway where none is named, each destination once per
-/// gateway and table, none where the container has no address of the family.
+/// gateway and table.
 fn pod_routes(reported: &[Route], addresses: &[Chosen]) -> Vec<PodRoute> {
     let mut routes: Vec<PodRoute> = Vec::with_capacity(reported.len());
     for route in reported {
         let ipv4 = route.dst.is_ipv4();
-        if !addresses.iter().any(|c| c.address.is_ipv4() == ipv4) {
-            continue;
-        }
         // The kernel makes that one, as where a node has the whole pod network for its subnet.
         let own = |c: &Chosen| Subnet::containing(c.address, c.prefix) == Ok(route.dst);
         if route.gw.is_none() && route.table.is_none() && addresses.iter().any(own) {

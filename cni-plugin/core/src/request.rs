@@ -155,6 +155,7 @@ fn interface_name(text: &str) -> Result<IfName, Error> {
     let msg = match text {
         _ if text.len() > 15 => "interface name is too long",
         "." | ".." => "interface name is . or ..",
+        _ if text.contains('%') => "interface name contains %",
         _ => "interface name contains / or : or whitespace characters",
     };
     text.parse().map_err(|e: netmodel::BadIfName| bad(msg).with_details(e.to_string()))
@@ -179,6 +180,7 @@ impl Arguments {
             match key {
                 "IgnoreUnknown" => ignore = yes_or_no(value)?,
                 "IP" => found.ip = Some(value.to_owned()),
+                "MAC" if value.is_empty() => {}
                 "MAC" => found.mac = Some(value.parse().map_err(|e| bad(format!("ARGS: MAC: {e}")))?),
                 "K8S_POD_NAMESPACE" => namespace = Some(value),
                 "K8S_POD_NAME" => name = Some(value),
@@ -288,6 +290,16 @@ impl Network {
             replace(&mut network.raw, "prevResult", previous.clone());
         }
         network
+    }
+
+    /// The same network in another version of the specification.
+    ///
+    /// # Errors
+    /// As [`Network::parse`].
+    pub fn in_version(&self, version: SpecVersion) -> Result<Self, Error> {
+        let mut raw = self.raw.clone();
+        replace(&mut raw, "cniVersion", version.as_str().into());
+        Self::checked(raw, version)
     }
 
     /// `prevResult`, where the runtime gave one.

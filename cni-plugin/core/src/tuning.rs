@@ -63,6 +63,21 @@ pub struct Backup {
     pub network: Option<String>,
 }
 
+impl Backup {
+    /// What an earlier call found, and of what it left alone what this one found.
+    #[must_use]
+    pub fn behind(self, earlier: Self) -> Self {
+        Self {
+            mac: earlier.mac.or(self.mac),
+            promisc: earlier.promisc.or(self.promisc),
+            mtu: earlier.mtu.or(self.mtu),
+            allmulti: earlier.allmulti.or(self.allmulti),
+            queue_length: earlier.queue_length.or(self.queue_length),
+            network: earlier.network.or(self.network),
+        }
+    }
+}
+
 impl Tuning {
     /// What `network` asks for interface `ifname`. Later ones win: the configuration, CNI_ARGS, `args.cni`,
     /// `runtimeConfig`.

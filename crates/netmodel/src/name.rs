@@ -10,7 +10,7 @@ pub struct IfName(String);
 /// A text that is no interface name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is not an interface name: it must be 1 to 15 bytes without '/', ':' or white space, and not \".\" or \"..\""
+    "{0:?} is not an interface name: it must be 1 to 15 bytes without '/', ':', '%' or white space, and not \".\" or \"..\""
 )]
 pub struct BadIfName(String);
 
@@ -27,7 +27,8 @@ impl FromStr for IfName {
 
     fn from_str(text: &str) -> Result<Self, BadIfName> {
         let length_fits = (1..=15).contains(&text.len());
-        let forbidden = |c: char| c == '/' || c == ':' || c == '\0' || c.is_whitespace();
+        // Linux makes another name of one with '%' (`dev_alloc_name`).
+        let forbidden = |c: char| matches!(c, '/' | ':' | '%' | '\0') || c.is_whitespace();
         if !length_fits || text == "." || text == ".." || text.contains(forbidden) {
             return Err(BadIfName(text.to_owned()));
         }
@@ -90,7 +91,7 @@ mod tests {
         for good in ["a", "eth0", "flannel.1", "cni0", "fifteen-bytes-x"] {
             assert_eq!(good.parse::<IfName>().map(|n| n.to_string()), Ok(good.to_owned()));
         }
-        for bad in ["", ".", "..", "a/b", "a:b", "a b", "a\tb", "sixteen-bytes-xx"] {
+        for bad in ["", ".", "..", "a/b", "a:b", "a b", "a\tb", "eth%d", "sixteen-bytes-xx"] {
             assert_eq!(bad.parse::<IfName>(), Err(BadIfName(bad.to_owned())));
         }
     }

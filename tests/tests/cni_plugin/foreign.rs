@@ -153,6 +153,81 @@ fn a_foreign_delegate_does_it_all() -> Result<()> {
 }
 
 #[test]
+fn rule_26_28_30_a_delegates_del_never_removes_what_its_add_did_not_make() -> Result<()> {
+    let (Some(_), Some(bed)) = (reference("ptp"), Bed::new("guard")?) else { return Ok(()) };
+    bed.program("host-local")?;
+    let (pod, config) = (Netns::new()?, delegated(&bed)?);
+    let who = Who::new("c1", &pod);
+    Cmd::new("ip link add eth0 type veth peer name up0").ok()?;
+    let own = Who { netns: bed.host.path().display().to_string(), ..who.clone() };
+    assert_eq!(ask(&bed, "ADD", &own, &config).error().0, 8);
+    ask(&bed, "ADD", &who, &config).result();
+    let there = device(&pod, "eth0")?;
+    for config in [&config, &bed.flannel()?] {
+        assert!(ask(&bed, "ADD", &who, config).error().1.contains("(\"eth0\")"), "a second one");
+    }
+    let stranger = Who::new("c2", &pod);
+    ask(&bed, "ADD", &stranger, &config).error();
+    assert_eq!((device(&pod, "eth0")?, bed.reservations("cbr0").len()), (there, 1));
+    assert!(bed.path("flannel/c1").exists() && !bed.path("flannel/c2").exists());
+    Cmd::new("ip link show eth0").ok().map(drop)
+}
+
+#[test]
+fn rule_44_54_what_was_a_bridge_goes_when_another_is_delegated_by_now() -> Result<()> {
+    let Some(bed) = Bed::new("wasbridge")? else { return Ok(()) };
+    scripted(&bed, "mine", "exit 0")?;
+    let bridge = with(&bed.flannel()?, &json!({"cniVersion": "1.1.0"}));
+    let mine = with(&bridge, &json!({"delegate": {"type": "mine"}}));
+    let is_gone = || {
+        Ok::<_, anyhow::Error>((
+            bed.veths()?.len(),
+            bed.records("cbr0").len(),
+            bed.reservations("cbr0").len(),
+        ))
+    };
+    for verb in ["GC", "DEL"] {
+        let pod = Netns::new()?;
+        let who = Who::new("c1", &pod);
+        ask(&bed, "ADD", &who, &bridge).result();
+        fs::remove_file(bed.path("flannel/c1"))?;
+        ask(&bed, verb, &who.homeless(), &with(&mine, &json!({"cni.dev/valid-attachments": []}))).silent();
+        assert_eq!(is_gone()?, (0, 0, 0), "{verb}");
+    }
+    Ok(())
+}
+
+#[test]
+fn rule_44_the_addresses_are_released_where_they_were_reserved() -> Result<()> {
+    let Some(bed) = Bed::new("wasours")? else { return Ok(()) };
+    scripted(&bed, "mine", "echo '{\"code\":7,\"msg\":\"who?\"}'; exit 1")?;
+    let pod = Netns::new()?;
+    let who = Who::new("c1", &pod);
+    ask(&bed, "ADD", &who, &bed.bridge()).result();
+    ask(&bed, "DEL", &who, &with(&bed.bridge(), &json!({"ipam": {"type": "mine"}}))).silent();
+    assert_eq!((bed.reservations("net").len(), bed.records("net").len(), verbs(&bed).len()), (0, 0, 0));
+    Ok(())
+}
+
+#[test]
+fn a_delegate_that_refuses_the_version_leaves_nothing_and_can_be_deleted_in_another() -> Result<()> {
+    let Some(bed) = Bed::new("version")? else { return Ok(()) };
+    let answer = r#"cat > "${0%/*}/config"; grep -q 1.1.0 "${0%/*}/config" || exit 0
+        echo '{"cniVersion":"1.0.0","code":1,"msg":"incompatible CNI versions"}'; exit 1"#;
+    let pod = Netns::new()?;
+    let who = Who::new("c1", &pod);
+    let newer = with(&bed.flannel()?, &json!({"cniVersion": "1.1.0", "delegate": {"type": "mine"}}));
+    let path = bed.dir.write("bin/mine", format!("#!/bin/sh\n{answer}\n"))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    assert_eq!(ask(&bed, "ADD", &who, &newer).error().0, 1);
+    assert!(!bed.path("flannel/c1").exists());
+    bed.dir.write("flannel/c1", newer.to_string().replace("\"flannel\"", "\"mine\""))?;
+    ask(&bed, "DEL", &who, &with(&newer, &json!({"cniVersion": "1.0.0"}))).silent();
+    assert!(!bed.path("flannel/c1").exists());
+    Ok(())
+}
+
+#[test]
 fn a_failed_delegate_is_taken_back() -> Result<()> {
     let Some(bed) = Bed::new("failed")? else { return Ok(()) };
     scripted(&bed, "mine", r#"[ "$CNI_COMMAND" = ADD ] || exit 0; echo '{"code":7,"msg":"no"}'; exit 1"#)?;

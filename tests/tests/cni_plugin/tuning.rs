@@ -89,6 +89,20 @@ fn everything_is_set_reported_and_restored() -> Result<()> {
 }
 
 #[test]
+fn two_entries_of_a_chain_are_both_restored() -> Result<()> {
+    let Some(tuned) = Tuned::new("tunetwice")? else { return Ok(()) };
+    let before = tuned.link()?;
+    tuned.call("ADD", &json!({"mtu": 1300})).result();
+    tuned.call("ADD", &json!({"mac": "02:00:00:00:00:77", "mtu": 1200})).result();
+    assert_eq!(tuned.backups(), ["c1_eth0.json"]);
+    for _ in 0..2 {
+        tuned.call("DEL", &json!({})).silent();
+        assert_eq!((tuned.link()?, tuned.backups()), (before.clone(), vec![]));
+    }
+    Ok(())
+}
+
+#[test]
 fn the_address_comes_by_every_way() -> Result<()> {
     let Some(tuned) = Tuned::new("tunemac")? else { return Ok(()) };
     let mac = |n: u8| format!("02:00:00:00:00:0{n}");
