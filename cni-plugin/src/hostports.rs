@@ -36,6 +36,11 @@ impl HostPorts {
         Ok(Self { ports: mappings.to(&located), mark_bit: mappings.mark_bit })
     }
 
+    /// None is asked for.
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.ports.is_empty()
+    }
+
     /// Them in the table of address translation, beside the addresses of `whose` that are masqueraded.
     pub(crate) fn nat<'a>(&'a self, whose: &'a str, masqueraded: &'a [HostAddress]) -> Nat<'a> {
         Nat { whose, masqueraded, ports: &self.ports, mark_bit: self.mark_bit }

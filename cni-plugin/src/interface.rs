@@ -37,7 +37,7 @@ fn del(call: &Call) -> Result<(), Error> {
         None => rendered?,
     };
     let records = Records::of(&call.network)?;
-    let is_attached = |held: Held| held.before.host.is_some();
+    let is_attached = |held: Held| held.before.host.is_some() && held.before.link.is_none();
     if !is_ours(&network) && !records.find_if_usable(&call.who)?.is_some_and(is_attached) {
         if scratch.is_none() && !can_be_asked(&network) && records.find(&call.who)?.is_none() {
             // ADD found it neither, and made nothing.

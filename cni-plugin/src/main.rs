@@ -9,6 +9,7 @@
 mod add;
 mod addresses;
 mod bandwidth;
+mod chained;
 mod check;
 mod del;
 mod delegate;

@@ -4,6 +4,7 @@ use cni_core::{Attachment, Code, Error, Network, Outcome, PortMappings};
 use linux::nft::Socket;
 
 use crate::{
+    chained,
     failure::kernel,
     gc,
     hostports::{self, HostPorts},
@@ -18,7 +19,9 @@ pub(crate) const PLUGIN: Plugin = Plugin { add, del, check, gc, status: nothing_
 
 fn add(call: &Call) -> Result<String, Error> {
     let ports = wanted(call, &call.network.chained()?)?;
+    let record = if ports.is_empty() { None } else { chained::begin(call) };
     let mut undo = Undo::new(None);
+    chained::undo(record.as_ref(), &mut undo);
     nat::start(call, &ports.nat(&call.who.alias(), &[]), &mut undo)?;
     ports.settle()?;
     let result = call.network.pass_on()?;
@@ -34,12 +37,13 @@ fn wanted(call: &Call, outcome: &Outcome) -> Result<HostPorts, Error> {
 
 /// Whatever is there of this attachment goes, also where the runtime no longer says what it was.
 fn del(call: &Call) -> Result<(), Error> {
-    let Some(mut rules) = nat::open_if_there()? else { return Ok(()) };
+    let Some(mut rules) = nat::open_if_there()? else { return chained::end(call) };
     let ended = nat::stop(&mut rules, &call.who, Some(&[]), true)?;
     if !ended.is_empty() {
         rules.close_detached();
     }
-    hostports::end(&ended)
+    hostports::end(&ended)?;
+    chained::end(call)
 }
 
 fn check(call: &Call) -> Result<(), Error> {
@@ -61,5 +65,5 @@ fn are_the_references(who: &Attachment) -> Result<bool, Error> {
 
 fn gc(network: &Network) -> Result<(), Error> {
     let Some(valid) = network.valid_attachments()? else { return Ok(()) };
-    hostports::sweep(gc::is_doomed(network, &valid))
+    hostports::sweep(gc::is_doomed(network, &valid)).and(chained::sweep(network, &valid))
 }

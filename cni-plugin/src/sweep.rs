@@ -96,10 +96,14 @@ fn find_dead(records: &Records, names: &[String]) -> Result<Vec<Held>, Error> {
         // What can't be read is DEL's and GC's to tell.
         let Ok(Some(held)) = records.find_idle(name) else { continue };
         let Some(who) = held.who.as_ref().filter(|who| !alive.contains(&who.alias())) else { continue };
+        let link = held.before.link.clone().unwrap_or_else(|| who.host_link());
+        let Some(link) = links::parse_name(&link).ok().filter(|link| !alive.contains(link.as_str())) else {
+            continue;
+        };
         // Its first line is older than anything that is made.
         let is_judged = held.is_new || held.before.host.as_deref() == Some(here.as_str());
         // Since the links were listed an ADD may have come to its end.
-        let is_there = socket.link(&links::host_name(who)?).map_err(|e| kernel(&e))?.is_some();
+        let is_there = socket.link(&link).map_err(|e| kernel(&e))?.is_some();
         if is_judged && !is_there {
             dead.push(held);
         }

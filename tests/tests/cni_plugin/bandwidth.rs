@@ -25,7 +25,8 @@ struct Chain {
 
 impl Chain {
     fn new(bed: &Bed, limits: &Value) -> Result<Self> {
-        let config = json!({"cniVersion": "1.1.0", "name": "net", "type": "bandwidth"});
+        let config =
+            json!({"cniVersion": "1.1.0", "name": "net", "type": "bandwidth", "stateDir": bed.path("state")});
         Ok(Self { program: bed.program("bandwidth")?, config: with(&config, limits) })
     }
 

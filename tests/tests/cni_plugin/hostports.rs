@@ -229,7 +229,7 @@ fn portmap_serves_a_chain_of_other_plugins() -> Result<()> {
     let bridge = crate::masquerade::config(&lab.bed);
     let previous = call("ADD", &pod.who, &bridge).result();
     let portmap = json!({"cniVersion": "1.1.0", "name": "net", "type": "portmap", "capabilities": {"portMappings": true},
-        "backend": "iptables", "prevResult": previous});
+        "backend": "iptables", "prevResult": previous, "stateDir": lab.bed.path("state")});
     let asked = asking(&portmap, &json!([tcp(8080), udp(8080)]));
     assert_eq!(call("ADD", &pod.who, &portmap).result(), previous);
     assert_eq!(call("ADD", &pod.who, &asked).result(), previous);
@@ -242,7 +242,8 @@ fn portmap_serves_a_chain_of_other_plugins() -> Result<()> {
     call("CHECK", &pod.who, &asked).silent();
     let listed = |id: &str| Lab::elements_of(id);
     assert_eq!(listed("web")?, 10);
-    let homeless: Value = json!({"cniVersion": "1.1.0", "name": "net", "type": "portmap"});
+    let homeless: Value =
+        json!({"cniVersion": "1.1.0", "name": "net", "type": "portmap", "stateDir": lab.bed.path("state")});
     call("DEL", &pod.who.homeless(), &homeless).silent();
     assert_eq!(listed("web")?, 2, "what the bridge plugin made stays");
     assert!(
@@ -262,7 +263,8 @@ fn portmap_serves_the_references_bridge() -> Result<()> {
     let pod = Lab::pod("web")?;
     let config = with(&crate::masquerade::config(&lab.bed), &json!({"cniVersion": "1.0.0", "ipMasq": false}));
     let previous = call_of(&bridge, "ADD", &pod.who, &config).result();
-    let portmap = json!({"cniVersion": "1.0.0", "name": "net", "type": "portmap", "prevResult": previous});
+    let portmap = json!({"cniVersion": "1.0.0", "name": "net", "type": "portmap", "prevResult": previous,
+        "stateDir": lab.bed.path("state")});
     let asked = asking(&portmap, &json!([tcp(8080), udp(8080)]));
     call("ADD", &pod.who, &asked).result();
     call("CHECK", &pod.who, &asked).silent();

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use testkit::{Cmd, Netns};
 
 use crate::{
-    bed::{Bed, Who, call, command, feed, with},
-    hostports_lab::{Lab, ask, asking, expect, is_silent, tcp, udp},
+    bed::{Answer, Bed, Who, call, call_of, command, feed, reference, with},
+    hostports_lab::{Lab, Pod, ask, asking, expect, is_silent, tcp, udp},
 };
 
 #[test]
@@ -107,6 +107,48 @@ fn what_chained_plugins_gave_a_pod_that_died_without_a_word_goes() -> Result<()>
     let limited = Cmd::new("ip -j link show type ifb").json()?;
     assert_eq!(limited.as_array().map(Vec::len), Some(1), "{limited}");
     assert_eq!(Lab::elements_of("one")?, 0);
+    Ok(())
+}
+
+/// Nor does that of another package's interface plugin.
+#[test]
+fn what_chained_plugins_gave_a_pod_of_the_reference_goes_with_its_interface() -> Result<()> {
+    let (Some(bridge), Some(lab)) = (reference("bridge"), Lab::new("hostdeadref")?) else { return Ok(()) };
+    let ipam = json!({"type": "host-local", "dataDir": lab.bed.path("theirs"), "subnet": "10.99.0.0/24"});
+    let config = with(&lab.bed.bridge(), &json!({"cniVersion": "1.0.0", "ipam": ipam}));
+    let entry = |kind: &str, keys: &Value| {
+        let entry =
+            json!({"cniVersion": "1.0.0", "name": "net", "type": kind, "stateDir": lab.bed.path("state")});
+        with(&entry, keys)
+    };
+    let chain = [
+        asking(&entry("portmap", &json!({"capabilities": {"portMappings": true}})), &json!([tcp(8080)])),
+        entry("bandwidth", &json!({"egressRate": 8_000_000, "egressBurst": 800_000})),
+    ];
+    let attach = |pod: &Pod| {
+        let mut result = call_of(&bridge, "ADD", &pod.who, &config).result();
+        let mut answers = Vec::new();
+        for plugin in &chain {
+            answers.push(call("ADD", &pod.who, &with(plugin, &json!({"prevResult": result}))));
+            result = answers.last().filter(|a| a.code == Some(0)).map_or(result, Answer::result);
+        }
+        answers
+    };
+    let (one, two, three) = (Lab::pod("one")?, Lab::pod("two")?, Lab::pod("three")?);
+    assert!(attach(&one).iter().all(|answer| answer.code == Some(0)));
+    let (_, text) = attach(&two)[0].error();
+    assert!(text.contains("host port 8080/tcp is taken by container one"), "{text}");
+    one.netns.cmd("ip link del eth0").ok()?;
+    assert!(attach(&three).iter().all(|answer| answer.code == Some(0)));
+    expect(ask(&lab.outside, "192.0.2.1:8080"), "three", "192.0.2.9");
+    assert_eq!(lab.bed.records("net"), ["three-eth0", "two-eth0"], "a port refused, a limit set");
+    for plugin in chain.iter().rev() {
+        call("DEL", &three.who, plugin).silent();
+    }
+    call("GC", &two.who, &with(&chain[1], &json!({"cniVersion": "1.1.0", "cni.dev/valid-attachments": []})))
+        .silent();
+    assert_eq!(lab.bed.records("net").len(), 0);
+    assert_eq!(Cmd::new("ip -j link show type ifb").json()?, json!([]));
     Ok(())
 }
 

@@ -25,7 +25,10 @@ fn the_references_address_translation_is_its_own_affair() -> Result<()> {
     call("CHECK", &who, &with(&config, &previous)).silent();
     call("CHECK", &who, &with(&with(&config, &one), &previous)).silent();
 
-    let chained = with(&json!({"cniVersion": "1.0.0", "name": "net", "type": "portmap"}), &one);
+    let chained = with(
+        &json!({"cniVersion": "1.0.0", "name": "net", "type": "portmap", "stateDir": bed.path("state")}),
+        &one,
+    );
     let chained = with(&chained, &previous);
     let missing = call_of(&ours, "CHECK", &who, &chained).error().1;
     assert!(missing.contains("host port 8080/tcp"), "nobody has set it: {missing}");
@@ -48,7 +51,8 @@ fn limits_count_as_the_reference_sets_them() -> Result<()> {
     };
     let ours = bed.program("bandwidth")?;
     let bridge = with(&bed.bridge(), &json!({"cniVersion": "1.0.0"}));
-    let base = json!({"cniVersion": "1.0.0", "name": "net", "type": "bandwidth"});
+    let base =
+        json!({"cniVersion": "1.0.0", "name": "net", "type": "bandwidth", "stateDir": bed.path("state")});
     for (rate, burst) in [(10_000_000, 4_294_967_295), (10_000_000, 80_000), (1_000_000_000, 8_000_000)] {
         let pod = Netns::new()?;
         let who = Who::new("r1", &pod);
