@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::Context;
-use linux::route::Filter;
+use linux::{netlink::RouteSocket, route::Filter};
 use netmodel::{IfName, ROUTE_PROTOCOL, Subnet};
 use overlay_core::masquerade::Wishes;
 
@@ -16,10 +16,15 @@ use crate::{
     status::{self, Status},
 };
 
-/// Removes what flanneld made on this node, except its lease: device, routes, rules, files.
+/// What is wanted of rules.
+const NO_RULES: Wishes = Wishes { masquerade: false, at_random: false, forward: false };
+
+/// Removes what flanneld made on this node, except its lease: device, routes, rules, and then the files that
+/// tell of them.
 ///
 /// # Errors
-/// flanneld still runs, or the kernel refused something; the rest was removed.
+/// flanneld still runs, or the kernel refused something: the rest was removed, and the files stay for the
+/// next attempt.
 pub fn run(settings: &Settings) -> anyhow::Result<()> {
     need_privilege()?;
     let _lock = lock::subnet_file(&settings.subnet_file)?;
@@ -27,24 +32,29 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
     let status = Status::read(&status_file).unwrap_or_default();
     let device = device_of(settings, &status)?;
     let _device_lock = lock::device(&device)?;
-    let mut said = format!("removed what belongs to {device}");
-    let mut failures = remove(&device, &status).err().into_iter().collect::<Vec<_>>();
+    let mut socket = RouteSocket::open()?;
+    if status.node.device.is_none() && !is_ours(&device, &mut socket)? {
+        let file = status_file.display();
+        return print(&format!(
+            "nothing is removed: {file} names no device, and no rule or route shows that {device} is flanneld's\n"
+        ));
+    }
+    remove(&device, &status, &mut socket)?;
     for path in [&settings.subnet_file, &status_file] {
         match fs::remove_file(path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                failures
-                    .push(anyhow::Error::from(error).context(format!("failed to remove {}", path.display())));
+                return Err(error).with_context(|| format!("failed to remove {}", path.display()));
             }
             _ => {}
         }
     }
+    let mut said = format!("removed what belongs to {device}\n");
     if let Some(subnet) = &status.node.subnet {
         said += &format!(
-            "\nthe lease of {subnet} stays until it ends: delete its key in etcd to free it at once"
+            "the lease of {subnet} stays until it ends: delete its key in etcd to free it at once\n"
         );
     }
-    print(&format!("{said}\n"))?;
-    failures.into_iter().next().map_or(Ok(()), Err)
+    print(&said)
 }
 
 /// The device that flanneld said it holds, or flannel's default.
@@ -54,11 +64,21 @@ fn device_of(settings: &Settings, status: &Status) -> anyhow::Result<IfName> {
         .with_context(|| format!("failed to read the status beside {}", settings.subnet_file.display()))
 }
 
-/// Removes rules, routes and the device.
-fn remove(device: &IfName, status: &Status) -> anyhow::Result<()> {
-    let none = Wishes { masquerade: false, at_random: false, forward: false };
-    let rules = Firewall::open(none).and_then(|mut firewall| firewall.cleanup(device));
-    let mut socket = linux::netlink::RouteSocket::open()?;
+/// Rules for the device, or routes through it, show that it is not flannel's.
+fn is_ours(device: &IfName, socket: &mut RouteSocket) -> anyhow::Result<bool> {
+    match Firewall::open(NO_RULES).and_then(|mut firewall| firewall.is_there(device)) {
+        Err(error) if !error.is_unsupported() => return Err(error.into()),
+        Ok(true) => return Ok(true),
+        _ => {}
+    }
+    let Some(link) = socket.link(device)? else { return Ok(false) };
+    let ours = Filter { protocol: Some(ROUTE_PROTOCOL), device: Some(link.index), ..Filter::main(true) };
+    Ok(!socket.routes(ours)?.is_empty())
+}
+
+/// Removes rules, routes and the device, each whatever becomes of the others.
+fn remove(device: &IfName, status: &Status, socket: &mut RouteSocket) -> anyhow::Result<()> {
+    let rules = Firewall::open(NO_RULES).and_then(|mut firewall| firewall.cleanup(device));
     let link = socket.link(device)?.filter(|link| matches!(link.kind, linux::link::Kind::Vxlan(_)));
     let network = status.node.network.as_deref().and_then(|network| network.parse::<Subnet>().ok());
     let of_ours = Filter { protocol: Some(ROUTE_PROTOCOL), ..Filter::main(true) };

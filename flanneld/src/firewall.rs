@@ -281,6 +281,15 @@ impl Firewall {
         self.warnings.iter().cloned().chain(legacy).collect()
     }
 
+    /// Our table or our rules in the chain of others are there.
+    ///
+    /// # Errors
+    /// The kernel did not answer.
+    pub fn is_there(&mut self, device: &IfName) -> Result<bool, linux::Error> {
+        let name = Name::from(masquerade::table_name(device));
+        Ok(self.socket.table(Family::Ip, &name)?.is_some() || !self.forward_changes(device, None)?.is_empty())
+    }
+
     /// Removes our table and our rules in the chain of others.
     ///
     /// # Errors

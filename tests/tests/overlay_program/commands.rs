@@ -1,8 +1,10 @@
 //! `plan`, `cleanup` and `status`, and who may not run.
 
+use std::fs;
+
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use testkit::{Cmd, eventually};
+use testkit::{Cmd, Process, eventually};
 
 use crate::node::{Node, PATIENCE, ROUTES, peers};
 
@@ -58,6 +60,56 @@ fn cleanup_takes_what_is_ours_and_nothing_else() -> Result<()> {
     assert_eq!(node.net.wrap(state).ok()?.stdout, before);
     assert!(!node.subnet_file().exists());
     node.command("cleanup").ok().map(drop)
+}
+
+#[test]
+fn cleanup_leaves_what_nothing_shows_to_be_ours() -> Result<()> {
+    let Some(mut node) = Node::new()? else { return Ok(()) };
+    // As flannel runs.
+    for line in [
+        "ip link add flannel.1 type vxlan id 1 dev eth0 local 192.0.2.1 dstport 8472 nolearning",
+        "ip address add 10.5.1.0/32 dev flannel.1",
+        "ip link set flannel.1 up",
+        "ip route add 10.5.3.0/24 via 10.5.3.0 dev flannel.1 onlink",
+    ] {
+        node.net.cmd(line).ok()?;
+    }
+    let env = node.dir.write("run/subnet.env", "FLANNEL_SUBNET=10.5.1.1/24\n")?;
+    let said = node.command("cleanup").ok()?.stdout;
+    assert!(said.starts_with("nothing is removed: "), "{said}");
+    node.shows(ROUTES, "10.5.3.0/24")?;
+    assert!(env.exists());
+    // Without its status file our own is known by its table.
+    node.leases(&[])?;
+    node.start()?;
+    node.flanneld.take().context("not started")?.terminate(PATIENCE)?;
+    fs::remove_file(node.dir.path().join("run/status.json"))?;
+    let said = node.command("cleanup").ok()?.stdout;
+    assert!(said.starts_with("removed what belongs to flannel.1"), "{said}");
+    assert_eq!((node.shown("ip -br link show type vxlan")?.as_str(), env.exists()), ("", false));
+    Ok(())
+}
+
+#[test]
+fn cleanup_forgets_nothing_that_it_could_not_remove() -> Result<()> {
+    let Some(mut node) = Node::new()? else { return Ok(()) };
+    node.leases(&peers(&[3]))?;
+    node.start()?;
+    node.flanneld.take().context("not started")?.terminate(PATIENCE)?;
+    // A table that another process owns can't be removed.
+    node.net.cmd("nft delete table ip weft-flannel.1").ok()?;
+    let owner = "(echo 'add table ip weft-flannel.1 { flags owner ; }'; sleep 60) | nft -i";
+    let owner = Process::spawn(&node.net.wrap(Cmd::shell(owner)), node.dir.path().join("owner.log"))?;
+    node.shows("nft list tables", "weft-flannel.1")?;
+    let failed = node.command("cleanup").run()?;
+    assert!(!failed.success() && !failed.stdout.contains("removed"), "{failed}");
+    assert_eq!(node.shown("ip -br link show type vxlan")?, "", "the rest goes");
+    assert!(node.subnet_file().exists() && node.status()?["node"]["device"] == json!("flannel.1"));
+    drop(owner);
+    node.shows("nft list tables", "!weft-flannel.1")?;
+    node.command("cleanup").ok()?;
+    assert!(!node.subnet_file().exists() && node.status().is_err());
+    Ok(())
 }
 
 #[test]
