@@ -7,13 +7,18 @@ use crate::{
     observed::same_hook,
 };
 
+/// `NFT_TABLE_F_DORMANT` (linux/netfilter/nf_tables.h).
+const DORMANT: u32 = 1;
+
 /// The transaction that makes `want` out of what is there (`None`: no such table). Empty if nothing is to be
 /// done.
 ///
 /// - Elements are compared by key; one that differs is deleted and added. Those of dynamic sets belong to the
 ///   packets and stay.
 /// - A chain whose rules differ is emptied and filled again.
-/// - Where the table's comment differs, or a set or a base chain is of another kind, the table is made new.
+/// - A table that somebody made dormant, so that it sees no packets, is woken.
+/// - Where the table's comment or another flag differs, or a set or a base chain is of another kind, the table is made
+///   new.
 ///
 /// It is one transaction, so that no packet sees anything between. What goes is taken out before anything
 /// comes in: at no moment does a chain lead to itself by an old and a new way, which kernels that check each
@@ -25,6 +30,9 @@ pub fn diff(want: &Table, have: Option<&Observed>) -> Transaction {
     if is_other_kind(want, have) {
         transaction.push(Change::DeleteTable).push_whole(want);
         return transaction;
+    }
+    if have.flags != 0 {
+        transaction.push(Change::AddTable { comment: want.comment.clone() });
     }
     let changed = changed_chains(want, have);
     let stale = |name: &&Name| !want.chains.contains_key(*name);
@@ -66,7 +74,15 @@ fn is_other_kind(want: &Table, have: &Observed) -> bool {
     };
     let set_differs =
         |(name, set): (&Name, &Set)| have.sets.get(name).is_some_and(|old| old.header != set.spec.lower());
-    want.comment != have.comment || want.chains.iter().any(chain_differs) || want.sets.iter().any(set_differs)
+    // The kernel makes no base chain in the transaction that wakes a table.
+    let is_there = |(name, chain): (&Name, &Chain)| {
+        chain.base.is_none() || have.chains.get(name).is_some_and(|old| old.base == chain.base)
+    };
+    let can_wake = have.flags == DORMANT && want.chains.iter().all(is_there);
+    (have.flags != 0 && !can_wake)
+        || want.comment != have.comment
+        || want.chains.iter().any(chain_differs)
+        || want.sets.iter().any(set_differs)
 }
 
 /// The wanted rules of each chain that is new or holds others.

@@ -30,7 +30,7 @@ pub struct ObservedChain {
 pub struct ObservedSet {
     /// What it is.
     pub header: SetHeader,
-    /// What is in it.
+    /// What is in it. The empty key stands for what no other matches: nobody but others makes such an element.
     pub elements: BTreeMap<Key, Element>,
 }
 
@@ -50,6 +50,8 @@ pub struct Observed {
     pub family: Family,
     /// Its name.
     pub name: Name,
+    /// `NFT_TABLE_F_...` (linux/netfilter/nf_tables.h); 0 as we make it.
+    pub flags: u32,
     /// Its comment.
     pub comment: Option<Box<str>>,
     /// Its chains.
@@ -126,11 +128,12 @@ fn absent(kind: &'static str, name: &impl ToString) -> Refusal {
 pub fn apply(have: &mut Option<Observed>, transaction: &Transaction) -> Result<(), Refusal> {
     for change in &transaction.changes {
         match (change, &mut *have) {
-            (Change::AddTable { .. }, Some(_)) => {}
+            (Change::AddTable { .. }, Some(table)) => table.flags = 0,
             (Change::AddTable { comment }, table @ None) => {
                 *table = Some(Observed {
                     family: transaction.family,
                     name: transaction.table.clone(),
+                    flags: 0,
                     comment: comment.clone(),
                     chains: BTreeMap::new(),
                     sets: BTreeMap::new(),

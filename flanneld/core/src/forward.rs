@@ -145,6 +145,7 @@ mod tests {
         let mut table = Some(ruleset::Observed {
             family: Family::Ip,
             name: TABLE.into(),
+            flags: 0,
             comment: None,
             chains: [(Name::from(CHAIN), ruleset::ObservedChain { base: None, rules })].into(),
             sets: std::collections::BTreeMap::new(),

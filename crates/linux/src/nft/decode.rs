@@ -119,6 +119,7 @@ pub(super) fn anonymous(header: SetHeader, elements: BTreeMap<Key, Element>) -> 
 
 /// One element as it was sent.
 pub(super) struct Entry {
+    /// Empty for the element that matches what no other does.
     key: Value,
     key_end: Option<Value>,
     is_end: bool,
@@ -127,7 +128,7 @@ pub(super) struct Entry {
 
 /// The elements in one message of a dump.
 pub(super) fn entries(message: Attributes<'_>) -> impl Iterator<Item = Entry> {
-    message.nest(n::ELEM_LIST_ELEMENTS).iter().filter_map(|(_, entry)| {
+    message.nest(n::ELEM_LIST_ELEMENTS).iter().map(|(_, entry)| {
         let entry = Attributes(entry);
         let data = entry.nest(n::ELEM_DATA);
         let data = match (data.find(n::DATA_VALUE), op::read_verdict(data)) {
@@ -136,12 +137,12 @@ pub(super) fn entries(message: Attributes<'_>) -> impl Iterator<Item = Entry> {
             (None, None) => Data::None,
         };
         let comment = entry.find(n::ELEM_USERDATA).and_then(userdata::read_comment);
-        Some(Entry {
-            key: Value::bytes(entry.value(n::ELEM_KEY)?),
+        Entry {
+            key: Value::bytes(entry.value(n::ELEM_KEY).unwrap_or_default()),
             key_end: entry.value(n::ELEM_KEY_END).map(Value::bytes),
             is_end: entry.be32(n::ELEM_FLAGS).unwrap_or_default() & n::ELEM_INTERVAL_END != 0,
             element: Element { data, comment },
-        })
+        }
     })
 }
 
@@ -171,6 +172,10 @@ pub(super) fn elements(form: KeyForm, mut entries: Vec<Entry>) -> BTreeMap<Key, 
     let mut ranges = BTreeMap::new();
     let mut open: Option<Entry> = None;
     for entry in entries {
+        if entry.key.as_bytes().is_empty() {
+            ranges.insert(Key::One(entry.key), entry.element);
+            continue;
+        }
         if let Some(begin) = open.take() {
             // A range without an end of its own ends where the next begins.
             if let Some(last) = entry.key.predecessor() {
@@ -186,9 +191,10 @@ pub(super) fn elements(form: KeyForm, mut entries: Vec<Entry>) -> BTreeMap<Key, 
     ranges
 }
 
-/// The comment of a table.
-pub(super) fn table_comment(table: Attributes<'_>) -> Option<Box<str>> {
-    userdata::read_comment(table.find(n::TABLE_USERDATA)?)
+/// The flags and the comment of a table.
+pub(super) fn table(table: Attributes<'_>) -> (u32, Option<Box<str>>) {
+    let comment = table.find(n::TABLE_USERDATA).and_then(userdata::read_comment);
+    (table.be32(n::TABLE_FLAGS).unwrap_or_default(), comment)
 }
 
 /// The name of an object.
@@ -243,7 +249,7 @@ mod tests {
                 }
             }
             let attributes = Attributes(&bytes);
-            let _ = (base(attributes), set(attributes), table_comment(attributes), is_anonymous(attributes));
+            let _ = (base(attributes), set(attributes), table(attributes), is_anonymous(attributes));
             let _ = rule(2, attributes, &AnonymousSets::new());
             let _ = (elements(KeyForm::Interval, entries(attributes).collect()), counters(attributes).count());
             for name in ["payload", "meta", "ct", "fib", "numgen", "bitwise", "cmp", "lookup", "immediate", "nat",

@@ -190,11 +190,10 @@ impl Socket {
     fn read_table(&mut self, family: Family, name: &Name) -> Result<Option<Observed>, Error> {
         let object = table_object(family, name);
         let request = get("read", &object, n::GETTABLE, n::family(family), &[(n::TABLE, name.as_str())]);
-        let found =
-            self.connection.ask(&request, |message| Ok(decode::table_comment(decode::attributes(message))));
-        let comment = match found {
+        let found = self.connection.ask(&request, |message| Ok(decode::table(decode::attributes(message))));
+        let (flags, comment) = match found {
             Err(error) if error.is_not_found() => return Ok(None),
-            found => found?.into_iter().next().flatten(),
+            found => found?.into_iter().next().unwrap_or_default(),
         };
         let mut chains: BTreeMap<Name, ObservedChain> = self
             .chains()?
@@ -208,7 +207,7 @@ impl Socket {
         for (chain, rule) in self.rules_of_table(&request, name, &anonymous)? {
             chains.entry(chain).or_default().rules.push(rule);
         }
-        Ok(Some(Observed { family, name: name.clone(), comment, chains, sets }))
+        Ok(Some(Observed { family, name: name.clone(), flags, comment, chains, sets }))
     }
 
     fn read_sets(

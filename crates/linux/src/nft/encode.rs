@@ -155,12 +155,16 @@ fn before_all<'a>(first: &Value) -> Option<Entry<'a>> {
 }
 
 fn write_entry(nest: &mut Writer, entry: &Entry<'_>) {
-    if entry.is_end {
-        nest.be32(n::ELEM_FLAGS, n::ELEM_INTERVAL_END);
-    }
-    nest.value(n::ELEM_KEY, entry.key.as_bytes());
-    if let Some(end) = entry.key_end {
-        nest.value(n::ELEM_KEY_END, end.as_bytes());
+    if entry.key.as_bytes().is_empty() {
+        nest.be32(n::ELEM_FLAGS, n::ELEM_CATCHALL);
+    } else {
+        if entry.is_end {
+            nest.be32(n::ELEM_FLAGS, n::ELEM_INTERVAL_END);
+        }
+        nest.value(n::ELEM_KEY, entry.key.as_bytes());
+        if let Some(end) = entry.key_end {
+            nest.value(n::ELEM_KEY_END, end.as_bytes());
+        }
     }
     match &entry.element.data {
         Data::None => {}

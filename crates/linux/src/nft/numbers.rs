@@ -88,6 +88,7 @@ pub(super) const ELEM_USERDATA: u16 = 6;
 pub(super) const ELEM_EXPR: u16 = 7;
 pub(super) const ELEM_KEY_END: u16 = 10;
 pub(super) const ELEM_INTERVAL_END: u32 = 1;
+pub(super) const ELEM_CATCHALL: u32 = 2;
 
 /// An entry of a list.
 pub(super) const LIST_ELEM: u16 = 1;

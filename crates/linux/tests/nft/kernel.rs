@@ -405,6 +405,46 @@ fn lost_events_are_reported_and_the_subscription_goes_on() -> Result {
     Ok(())
 }
 
+/// Whatever others do to a table, the difference undoes it.
+#[test]
+fn what_others_did_to_a_table_is_undone() -> Result {
+    let Some(ns) = namespace() else { return Ok(()) };
+    let _inside = ns.enter()?;
+    let (mut socket, table) = (Socket::open()?, c6::services());
+    socket.commit(&Transaction::create(&table))?;
+    let goal = read(&mut socket, &table)?;
+    let asleep = "add table ip weft-proxy { flags dormant; }";
+    for harm in [
+        &[asleep][..],
+        &[asleep, "delete chain ip weft-proxy nat-postrouting"],
+        &["add chain ip weft-proxy x { type filter hook input priority 0; }", asleep],
+        &["add element ip weft-proxy cluster-ips { * }"],
+        &["add element ip weft-proxy frontends { * : 1 }"],
+        &["add element ip weft-proxy classes { * : drop }"],
+        &["add element ip weft-proxy hairpins { * }"],
+    ] {
+        for step in harm {
+            ns.cmd("nft").arg(*step).ok()?;
+        }
+        let have = read(&mut socket, &table)?;
+        assert_ne!(have, goal, "{harm:?}");
+        let undo = diff(&table, have.as_ref());
+        socket.commit(&undo)?;
+        assert_eq!(read(&mut socket, &table)?, goal, "{harm:?}");
+        println!("{harm:?}: {:?}", undo.changes.iter().map(Change::to_string).collect::<Vec<_>>());
+    }
+    let mut everything = Transaction::new(table.family, &table.name);
+    let (pods, spec) = (Name::from("pod-ranges"), &table.sets[&Name::from("pod-ranges")].spec);
+    everything.add_elements(&pods, spec, [(Value::bytes(&[]).into(), Element::default())]);
+    socket.commit(&everything)?;
+    assert!(ns.cmd("nft list set ip weft-proxy pod-ranges").ok()?.stdout.contains(" * }"));
+    let have = read(&mut socket, &table)?;
+    assert_eq!(diff(&table, have.as_ref()).changes.len(), 1);
+    socket.commit(&diff(&table, have.as_ref()))?;
+    assert_eq!(read(&mut socket, &table)?, goal);
+    Ok(())
+}
+
 #[test]
 fn elements_that_packets_made_are_left_alone() -> Result {
     let Some(ns) = namespace() else { return Ok(()) };
