@@ -64,6 +64,7 @@ async fn every_mistake_of_a_configuration_is_told_and_a_later_one_changes_nothin
         "{problem}"
     );
     assert!(problem.ends_with(&format!("(at {PREFIX}/config in etcd)")), "{problem}");
+    assert!(node.view.borrow().state.connected, "etcd answers");
     server.put_config()?;
     let before = node.leased().await?;
     server.put("config", "{broken")?;

@@ -15,6 +15,9 @@ use tokio::time::Instant;
 
 use super::store::Snapshot;
 
+/// How often it is looked whether it is time to renew: no event tells that the machine slept.
+const LOOK: Duration = Duration::from_secs(60);
+
 /// A lease of ours.
 #[derive(Clone, Debug)]
 pub(super) struct Held {
@@ -31,7 +34,24 @@ pub(super) struct Held {
     /// The one of etcd's leases that this process asked for: nothing else depends on it.
     pub(super) granted: i64,
     /// When to renew; never for a reservation.
-    pub(super) renew_at: Option<Instant>,
+    renewal: Option<Renewal>,
+}
+
+/// A moment by two clocks, whichever comes first: the one that nobody turns stands still while the machine
+/// sleeps, and etcd's does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Renewal {
+    at: Instant,
+    /// Seconds since 1970.
+    wall: u64,
+}
+
+impl Renewal {
+    fn after(wait: Duration) -> Self {
+        // The second that has begun is not over yet.
+        let wall = unix_time().saturating_add(wait.as_secs()).saturating_add(1);
+        Self { at: Instant::now() + wait, wall }
+    }
 }
 
 /// What became of a lease that we hold.
@@ -70,7 +90,7 @@ impl Held {
     /// A lease that is about to be written for the first time.
     pub(super) fn new(lease: Lease) -> Self {
         let key = lease.key();
-        Self { lease, key, values: Vec::new(), modified: 0, ttl_lease: 0, granted: 0, renew_at: None }
+        Self { lease, key, values: Vec::new(), modified: 0, ttl_lease: 0, granted: 0, renewal: None }
     }
 
     /// The value is about to be sent: from now on it may be there.
@@ -90,7 +110,7 @@ impl Held {
         let reservation = term.ttl_lease == 0;
         self.lease.expires = (!reservation).then(|| unix_time().saturating_add(term.lasts.as_secs()));
         let wait = term.lasts.saturating_sub(term.margin).max(Duration::from_secs(1));
-        self.renew_at = (!reservation).then(|| Instant::now() + wait);
+        self.renewal = (!reservation).then(|| Renewal::after(wait));
     }
 
     /// It was written again with the same value.
@@ -99,7 +119,7 @@ impl Held {
         if self.ttl_lease != ttl_lease {
             self.ttl_lease = ttl_lease;
             self.lease.expires = self.lease.expires.filter(|_| ttl_lease != 0);
-            self.renew_at = (ttl_lease != 0).then(Instant::now);
+            self.renewal = (ttl_lease != 0).then(|| Renewal::after(Duration::ZERO));
         }
     }
 
@@ -130,7 +150,12 @@ impl Held {
 
     /// It is time to renew.
     pub(super) fn is_due(&self) -> bool {
-        self.renew_at.is_some_and(|at| at <= Instant::now())
+        self.renewal.is_some_and(|Renewal { at, wall }| at <= Instant::now() || wall <= unix_time())
+    }
+
+    /// When to see whether it is time to renew; never for a reservation.
+    pub(super) fn look_at(&self) -> Option<Instant> {
+        self.renewal.map(|renewal| renewal.at.min(Instant::now() + LOOK))
     }
 }
 
@@ -231,7 +256,16 @@ mod tests {
         tokio::time::advance(Duration::from_secs(2)).await;
         assert!(held.is_due());
         held.wrote(6, Term { ttl_lease: 0, ..TERM });
-        assert_eq!((held.renew_at, held.lease.expires), (None, None));
+        assert_eq!((held.renewal, held.look_at(), held.lease.expires), (None, None, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_came_due_while_the_machine_slept_is_renewed_within_a_minute() {
+        let mut held = held();
+        assert!(!held.is_due());
+        held.renewal = held.renewal.map(|renewal| Renewal { wall: unix_time(), ..renewal });
+        assert!(held.is_due());
+        assert_eq!(held.look_at(), Some(Instant::now() + Duration::from_secs(60)));
     }
 
     #[tokio::test]

@@ -159,11 +159,11 @@ impl Session {
                 Err(End::Fatal(fatal)) => return fatal,
                 Err(End::Again) => Duration::ZERO,
                 Err(End::Failed(failure)) => {
-                    self.trouble(&failure.to_string());
+                    self.trouble(&failure.to_string(), false);
                     self.backoff.wait()
                 }
                 Err(End::Missing(what)) => {
-                    self.trouble(&what);
+                    self.trouble(&what, true);
                     self.random.jitter(MISSING)
                 }
             };
@@ -250,7 +250,7 @@ impl Session {
     async fn follow(&mut self, mut events: Events) -> Result<Infallible, End> {
         let opened = Instant::now();
         loop {
-            let renew = at(self.held.as_ref().and_then(|held| held.renew_at));
+            let renew = at(self.held.as_ref().and_then(Held::look_at));
             let forget = at(self.former.until());
             tokio::select! {
                 changes = events.next() => self.gather(&mut events, changes, opened).await?,
@@ -369,12 +369,12 @@ impl Session {
         });
     }
 
-    /// Says what is wrong, once.
-    fn trouble(&mut self, what: &str) {
+    /// Says what is wrong, once, and whether etcd answers.
+    fn trouble(&mut self, what: &str, connected: bool) {
         if self.said.is_new(what) {
             tracing::warn!("{what}; trying again");
         }
-        let state = SourceState { connected: false, problem: Some(what.to_owned()) };
+        let state = SourceState { connected, problem: Some(what.to_owned()) };
         self.ports.view.send_if_modified(|view| {
             let new = view.state != state;
             view.state = state;
