@@ -99,15 +99,7 @@ impl Reporter {
         if self.written.as_ref() == Some(&status) && self.status_file.exists() {
             return;
         }
-        match (status.ready, &status.problem) {
-            (true, None) => self.health.set_ready(),
-            (true, Some(problem)) => {
-                self.health.set_ready();
-                self.health.set_trouble(Some(problem));
-            }
-            (false, Some(problem)) => self.health.set_waiting(problem),
-            (false, None) => self.health.set_waiting("flanneld is starting"),
-        }
+        self.health.set(status.ready, status.problem.as_deref());
         notify::status(status.problem.as_deref().unwrap_or(if status.ready { "ready" } else { "starting" }));
         match file::replace(&self.status_file, status.to_json().as_bytes(), 0o644) {
             Ok(()) => self.written = Some(status),

@@ -48,22 +48,11 @@ impl Health {
         Self { program, state: watch::Sender::new(State { ready: false, trouble: None }) }
     }
 
-    /// The program does its job.
-    pub fn set_ready(&self) {
-        self.state.send_modify(|state| *state = State { ready: true, trouble: None });
-    }
-
-    /// The program cannot do its job yet, or no more, because of `trouble`.
-    pub fn set_waiting(&self, trouble: &str) {
-        let trouble = Some(trouble.to_owned());
-        self.state.send_modify(|state| *state = State { ready: false, trouble });
-    }
-
-    /// The program does its job, but `trouble` (`None`: nothing) deserves a sentence: the data plane
-    /// stays up while etcd is away.
-    pub fn set_trouble(&self, trouble: Option<&str>) {
+    /// The program does its job, or not yet; `trouble` says what it waits for, or what deserves a sentence though
+    /// it does: the data plane stays up while etcd is away.
+    pub fn set(&self, ready: bool, trouble: Option<&str>) {
         let trouble = trouble.map(str::to_owned);
-        self.state.send_modify(|state| state.trouble = trouble);
+        self.state.send_replace(State { ready, trouble });
     }
 
     /// Status and body for a path; no status for a path that is not ours.
@@ -183,12 +172,12 @@ mod tests {
         tokio::spawn(accept(health.clone(), listener));
         assert_eq!(get(at, "GET /healthz").await, "200 flanneld is running");
         assert_eq!(get(at, "GET /readyz").await, "503 flanneld is starting");
-        health.set_waiting("no config at /x/config");
+        health.set(false, Some("no config at /x/config"));
         assert_eq!(get(at, "GET /healthz").await, "200 flanneld is running / no config at /x/config");
         assert_eq!(get(at, "GET /readyz").await, "503 no config at /x/config");
-        health.set_ready();
+        health.set(true, None);
         assert_eq!(get(at, "GET /readyz").await, "200 flanneld is ready");
-        health.set_trouble(Some("etcd is away"));
+        health.set(true, Some("etcd is away"));
         assert_eq!(get(at, "GET /healthz").await, "200 flanneld is running / etcd is away");
         assert_eq!(get(at, "GET /readyz").await, "200 flanneld is ready");
         assert_eq!(get(at, "HEAD /healthz").await, "200 ");
