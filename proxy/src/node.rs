@@ -121,6 +121,17 @@ impl Machine {
         held.map(|address| IpAddr::V4(*address)).collect()
     }
 
+    /// What we know may differ once that device does: it holds an address, or a route leads to it. (Pods' devices, which
+    /// come and go, hold none.)
+    #[must_use]
+    pub fn depends_on(&self, device: u32) -> bool {
+        let mut devices = self.addresses.iter().map(|(index, _)| *index);
+        let default = self.default_route.is_some_and(|(index, _)| index == device);
+        default
+            || devices.any(|index| index == device)
+            || self.last_resort.iter().any(|(_, to)| *to == device)
+    }
+
     /// The device that holds one of these addresses.
     #[must_use]
     pub fn device_of(&self, addresses: &BTreeSet<IpAddr>) -> Option<u32> {
@@ -228,6 +239,14 @@ mod tests {
         one.addresses.remove(1);
         assert_eq!(one.primary(None, &pods), [ip("192.0.2.10")].into(), "a pod bridge's does not count");
         assert_eq!(one.primary(None, &[]), BTreeSet::new());
+    }
+
+    #[test]
+    fn a_device_without_addresses_and_routes_may_come_and_go() {
+        let mut routed = machine(Some(9));
+        routed.last_resort = [("10.96.0.0/12".parse().unwrap(), 8)].into();
+        let needed: Vec<_> = (1..10).filter(|device| routed.depends_on(*device)).collect();
+        assert_eq!(needed, [2, 3, 8, 9]);
     }
 
     #[test]

@@ -246,7 +246,11 @@ impl Runner {
             self.machine_moved = true;
             self.unknown |= self.generation_moved();
         }
-        self.machine_moved |= reasons.contains(&Wake::Machine);
+        self.machine_moved |= reasons.iter().any(|reason| match reason {
+            Wake::Machine => true,
+            Wake::Device(device) => self.machine.depends_on(*device),
+            _ => false,
+        });
         self.unknown |= reasons.contains(&Wake::Table);
         self.read_source(reasons);
         let foreign = reasons.contains(&Wake::Table);

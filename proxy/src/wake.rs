@@ -2,7 +2,10 @@
 
 use std::{io, sync::mpsc::Sender, thread, time::Duration};
 
-use linux::{netlink::MachineEvents, nft};
+use linux::{
+    netlink::{MachineChanges, MachineEvents},
+    nft,
+};
 use proxy_core::tables::Config;
 use ruleset::Family;
 
@@ -20,6 +23,8 @@ pub enum Wake {
     Table,
     /// Addresses or the default route of this machine changed, or may have.
     Machine,
+    /// The device with that index changed.
+    Device(u32),
     /// The process was asked to end.
     Stop,
 }
@@ -54,9 +59,15 @@ pub fn machine_events(wake: Sender<Wake>) -> anyhow::Result<()> {
     let mut events = MachineEvents::open()?;
     start("machine-events", move || {
         loop {
-            let matters = events.wait(None).unwrap_or_else(|error| was_lost(&error));
-            if matters && wake.send(Wake::Machine).is_err() {
-                return;
+            let changes = events.wait(None).unwrap_or_else(|error| MachineChanges {
+                others: was_lost(&error),
+                ..MachineChanges::default()
+            });
+            let machine = changes.others.then_some(Wake::Machine);
+            for reason in machine.into_iter().chain(changes.links.into_iter().map(Wake::Device)) {
+                if wake.send(reason).is_err() {
+                    return;
+                }
             }
         }
     })

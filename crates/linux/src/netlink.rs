@@ -29,7 +29,11 @@ use rustix::{
 };
 
 use self::message::{Meaning, append, messages};
-pub use self::{machine_events::MachineEvents, message::Message, route_socket::RouteSocket};
+pub use self::{
+    machine_events::{MachineChanges, MachineEvents},
+    message::Message,
+    route_socket::RouteSocket,
+};
 use crate::{
     Cause, Error,
     netns::Netns,
