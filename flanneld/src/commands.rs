@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Context;
 use daemon::{Backoff, OnChange, Random, Shutdown, health::Health, notify};
-use overlay_core::{desired::desired, diff::diff, kernel::Kernel, lease::View};
+use overlay_core::{diff::diff, kernel::Kernel, lease::View};
 use rustix::thread::{CapabilitySet, capabilities};
 use tokio::sync::{oneshot, watch};
 
@@ -18,10 +18,10 @@ use crate::{
     events,
     firewall::{self, Firewall},
     flags::Settings,
-    linux::{LinuxKernel, Scope},
+    linux::LinuxKernel,
     lock::{self, FileLock, LockError, OwnDevice},
     node, report,
-    run::{Links, Loop},
+    run::{Links, Loop, Target},
     source::{self, Ports},
     status::{self, Status},
     wake::Inbox,
@@ -129,12 +129,10 @@ pub fn plan(settings: &Settings) -> anyhow::Result<()> {
     let facts = node::facts(settings, None, &mut socket)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let assignment = runtime.block_on(source::look(settings.origin.clone(), &facts))?;
+    let target = Target::new(Arc::new(assignment), facts, settings);
+    let mut kernel = LinuxKernel::open(target.scope())?;
+    let Target { assignment, want, skipped, .. } = &target;
     let config = &assignment.config;
-    let (mut want, skipped) = desired(&assignment.leases, config, &assignment.own, &facts);
-    if settings.blackhole_route {
-        want.add_blackhole(assignment.own.subnet);
-    }
-    let mut kernel = LinuxKernel::open(Scope::new(&assignment, &facts, &want))?;
     let mut text = format!("# subnet {}\n", assignment.own.subnet);
     for line in config.notes.iter().cloned().chain(skipped.iter().map(ToString::to_string)) {
         text += &format!("# {line}\n");
@@ -144,10 +142,10 @@ pub fn plan(settings: &Settings) -> anyhow::Result<()> {
     for line in rules.plan()? {
         text += &format!("{line}\n");
     }
-    for op in diff(&want, &kernel.observe()?) {
+    for op in diff(want, &kernel.observe()?) {
         text += &format!("{op}\n");
     }
-    for link in kernel.leftovers(&want)? {
+    for link in kernel.leftovers(want)? {
         text += &format!("ip link del {}\n", link.name);
     }
     print(&text)

@@ -60,12 +60,30 @@ pub struct Links {
 
 /// Where we want to get, and what it was made of.
 #[derive(Debug)]
-struct Target {
-    assignment: Arc<Assignment>,
+pub(crate) struct Target {
+    pub(crate) assignment: Arc<Assignment>,
     facts: NodeFacts,
-    want: Overlay,
-    skipped: Vec<Skipped>,
+    pub(crate) want: Overlay,
+    pub(crate) skipped: Vec<Skipped>,
     overlaps: Vec<Overlap>,
+}
+
+impl Target {
+    /// What follows from that assignment on this node.
+    pub(crate) fn new(assignment: Arc<Assignment>, facts: NodeFacts, settings: &Settings) -> Self {
+        let Assignment { config, own, leases, .. } = &*assignment;
+        let (mut want, skipped) = desired(leases, config, own, &facts);
+        if settings.blackhole_route {
+            want.add_blackhole(own.subnet);
+        }
+        let overlaps = facts.overlaps(config, Some(own.subnet), &want);
+        Self { assignment, facts, want, skipped, overlaps }
+    }
+
+    /// Which part of the kernel's state it is about.
+    pub(crate) fn scope(&self) -> Scope {
+        Scope::new(&self.assignment, &self.facts, &self.want)
+    }
 }
 
 /// The loop.
@@ -194,11 +212,8 @@ impl Loop {
         if self.target.as_ref().is_some_and(same) {
             return Ok(());
         }
-        let (mut want, skipped) = desired(&assignment.leases, &assignment.config, &assignment.own, facts);
-        if self.settings.blackhole_route {
-            want.add_blackhole(assignment.own.subnet);
-        }
-        let scope = Scope::new(assignment, facts, &want);
+        let target = Target::new(Arc::clone(assignment), facts.clone(), &self.settings);
+        let scope = target.scope();
         let hold = match &mut self.hold {
             Some(hold) => {
                 hold.set_scope(scope);
@@ -211,9 +226,7 @@ impl Loop {
             }
         };
         hold.aim_firewall(assignment.own.subnet);
-        let overlaps = facts.overlaps(&assignment.config, Some(assignment.own.subnet), &want);
-        let (assignment, facts) = (Arc::clone(assignment), facts.clone());
-        self.target = Some(Target { assignment, facts, want, skipped, overlaps });
+        self.target = Some(target);
         self.warn();
         Ok(())
     }

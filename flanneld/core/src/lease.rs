@@ -121,8 +121,6 @@ pub struct Choice {
     pub reason: Reason,
     /// Leases of our own that are of no more use, to be deleted if they have not changed.
     pub stale: Vec<RawLease>,
-    /// A subnet that we would have taken again, and what of this host it overlaps.
-    pub overlap: Option<(Subnet, HostPrefix)>,
 }
 
 /// How a lease is written, so that nobody else's is overwritten.
@@ -220,15 +218,8 @@ pub fn choose(
         lease.public_ip == Some(me.public_ip) || lease.public_ip.is_none_or(|ip| !known.rivals.contains(&ip))
     });
     let foreign_macs = foreign_macs(&held, &own);
-    let mut overlap = None;
-    let usable = |subnet: Subnet, overlap: &mut Option<(Subnet, HostPrefix)>| {
-        let host = me.foreign_overlap(subnet);
-        if let (Some(host), true) = (host, overlap.is_none()) {
-            *overlap = Some((subnet, host.clone()));
-        }
-        config.offers(subnet) && host.is_none()
-    };
-    let best = own.iter().position(|(lease, _)| usable(lease.subnet, &mut overlap));
+    let usable = |subnet| config.offers(subnet) && me.foreign_overlap(subnet).is_none();
+    let best = own.iter().position(|(lease, _)| usable(lease.subnet));
     let (subnet, claim, reason, mac) = if let Some(best) = best {
         let (lease, reason) = own.remove(best);
         let claim = Claim::Replace { modified: lease.raw.modified, reservation: lease.raw.ttl_lease == 0 };
@@ -237,7 +228,7 @@ pub fn choose(
         let taken = Disjoint::covering(held.iter().map(|lease| lease.subnet));
         let mac = own.iter().find_map(|(lease, _)| lease.mac);
         let mut earlier = earlier(&others, me);
-        let earlier = earlier.find(|(s, _)| taken.overlapping(*s).is_none() && usable(*s, &mut overlap));
+        let earlier = earlier.find(|(s, _)| taken.overlapping(*s).is_none() && usable(*s));
         let (subnet, reason) = match earlier {
             Some(found) => found,
             None => (pick(&Taken { leases: &taken, others: &others }, config, me, random)?, Reason::Free),
@@ -252,11 +243,11 @@ pub fn choose(
     let stale = own
         .into_iter()
         // By its public address alone a lease is deleted only if it can't be used, as flannel does.
-        .filter(|(lease, reason)| *reason != Reason::OwnByPublicIp || !usable(lease.subnet, &mut None))
+        .filter(|(lease, reason)| *reason != Reason::OwnByPublicIp || !usable(lease.subnet))
         .map(|(lease, _)| lease.raw.clone())
         .collect();
     let lease = Lease { subnet, public_ip: me.public_ip, vtep_mac, vni, expires: None };
-    Ok(Choice { lease, claim, reason, stale, overlap })
+    Ok(Choice { lease, claim, reason, stale })
 }
 
 /// A lease whose key could be read.

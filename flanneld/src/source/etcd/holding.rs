@@ -205,10 +205,6 @@ impl Session {
     /// Logs, and notes, which lease we have now and why.
     fn announce(&mut self, choice: &Choice, facts: &NodeFacts) {
         let subnet = choice.lease.subnet;
-        if let Some((other, host)) = &choice.overlap {
-            // The loop warns of every overlap; this says what came of this one.
-            tracing::debug!("{other} overlaps {host} of this host: it is not leased again");
-        }
         let Some(lost) = self.lost.take().or_else(|| lost_while_down(&self.snapshot, subnet, facts)) else {
             tracing::info!(%subnet, why = %choice.reason, "leased a subnet");
             return;
