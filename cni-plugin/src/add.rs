@@ -19,13 +19,13 @@ use crate::{
     foreign,
     hostports::HostPorts,
     linkage::Host,
-    links, nat,
+    links,
     networks::{self, Call},
     pod::{self, Pod},
     records::{Held, Records, own_namespace},
     reservations::Wish,
     scratch::{self, Scratch},
-    shaping, sweep,
+    shaping, sweep, translate,
     undo::Undo,
     vlans,
 };
@@ -137,7 +137,7 @@ fn translate<'a>(
     let pods = host.plan.addresses.iter().map(|c| HostAddress { address: c.address, prefix: c.prefix });
     let masqueraded: Vec<HostAddress> = pods.clone().filter(|_| host.bridge.ip_masq).collect();
     let ports = HostPorts::new(mappings, pods.map(|pod| pod.address), Some(&host.bridge.gateway_link))?;
-    nat::start(call, &ports.nat(&call.who.alias(), &masqueraded), undo)?;
+    translate::start(call, &ports.nat(&call.who.alias(), &masqueraded), undo)?;
     ports.settle()
 }
 

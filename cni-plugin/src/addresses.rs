@@ -4,8 +4,8 @@
 use std::{fs, net::IpAddr, path::Path};
 
 use cni_core::{
-    Attachment, Chosen, Code, Dns, Error, IpConfig, Ipam, Leased, Network, Outcome, Owners, RangeSet, Record,
-    Trace, parse_resolv_conf,
+    Attachment, Chosen, Code, Dns, Error, IpConfig, Ipam, Leased, Network, Outcome, Owners, RangeSet, Trace,
+    parse_resolv_conf,
 };
 
 use crate::{
@@ -83,19 +83,9 @@ pub(crate) fn begin(
 ) -> Result<Trace, Error> {
     let folder = reservations.folder();
     if let Some(old) = record.before.folder.as_ref().filter(|old| Path::new(old) != folder) {
-        release_noted(who, &Reservations::of(old.into(), records), &record.before)?;
+        Reservations::of(old.into(), records).release_noted(who, &record.before)?;
     }
     Ok(Trace::Folder(folder.display().to_string()))
-}
-
-/// Releases what a record tells.
-pub(crate) fn release_noted(
-    who: &Attachment,
-    reservations: &Reservations,
-    record: &Record,
-) -> Result<(), Error> {
-    let addresses: Vec<IpAddr> = record.pods().iter().map(|pod| pod.address).collect();
-    reservations.release(who, &addresses, lock::patience())
 }
 
 /// The addresses for the result, on the interface of that index.
@@ -123,7 +113,7 @@ pub(crate) fn release(
     let folder = noted.and_then(|noted| noted.folder.as_ref());
     let own = folder.map(|folder| Reservations::of(folder.into(), records));
     if let Some(noted) = noted.filter(|noted| noted.closed) {
-        return own.map_or(Ok(()), |own| release_noted(&call.who, &own, noted));
+        return own.map_or(Ok(()), |own| own.release_noted(&call.who, noted));
     }
     for reservations in own.iter().chain(configured) {
         let mut addresses = reservations.held(&call.who)?;

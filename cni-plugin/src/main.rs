@@ -37,6 +37,7 @@ mod scratch;
 mod shaping;
 mod status;
 mod sweep;
+mod translate;
 mod tuning;
 mod undo;
 mod vlans;
@@ -126,7 +127,7 @@ fn run() -> Answer {
 fn answer(invocation: Invocation, mut network: Network) -> Result<Option<String>, Error> {
     let role = Role::of(&program(), &network.kind)?;
     network.kind = role.name().to_owned();
-    let plugin = Plugin::of(role);
+    let plugin = plugin_of(role);
     let (verb, container, ifname, netns, own_netns, args) = match invocation {
         Invocation::Container { verb, container, ifname, netns, own_netns, args } => {
             (verb, container, ifname, netns, own_netns, args)
@@ -143,6 +144,17 @@ fn answer(invocation: Invocation, mut network: Network) -> Result<Option<String>
         Verb::Check => (plugin.check)(&call).map(|()| None),
     };
     answer.map_err(|error| call.describe(error))
+}
+
+const fn plugin_of(role: Role) -> Plugin {
+    match role {
+        Role::Flannel | Role::Bridge => interface::PLUGIN,
+        Role::HostLocal => host_local::PLUGIN,
+        Role::Portmap => portmap::PLUGIN,
+        Role::Bandwidth => bandwidth::PLUGIN,
+        Role::Tuning => tuning::PLUGIN,
+        Role::Loopback => loopback::PLUGIN,
+    }
 }
 
 /// Prints the result of ADD; what nobody can be told of is taken back.

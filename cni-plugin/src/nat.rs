@@ -7,39 +7,13 @@ use cni_core::{
 use linux::{Retry, nft::Socket};
 use ruleset::{Name, SetSpec, Transaction};
 
-use crate::{failure::kernel, networks::Call, records::Records, sweep, undo::Undo};
+use crate::failure::kernel;
 
 /// How often a step is begun again because others changed the rules meanwhile.
 const ATTEMPTS: usize = 200;
 
-/// Sets what `nat` is, if anything, in one transaction. A host port whose owner turns out to be gone is free.
-pub(crate) fn start<'a>(call: &'a Call, nat: &Nat<'_>, undo: &mut Undo<'a>) -> Result<(), Error> {
-    if nat.is_empty() {
-        return Ok(());
-    }
-    let mut socket = open()?;
-    let pods = nat.masqueraded.is_empty().then_some(&[][..]);
-    let take_back = move || stop(&mut open()?, &call.who, pods, true).map(drop);
-    undo.push(take_back);
-    let records = Records::of(&call.network)?;
-    let mut done = set(&mut socket, nat)?;
-    while done.as_ref().is_err_and(|taken| is_abandoned(&records, taken)) {
-        done = set(&mut socket, nat)?;
-    }
-    done.map_err(|taken| {
-        let pod = taken.owner().and_then(|owner| records.pod_of(&owner));
-        taken.into_error(pod.as_deref())
-    })
-}
-
-/// Whether the port may be free now: its owner, or somebody else of the network, turned out to be gone.
-fn is_abandoned(records: &Records, taken: &Taken) -> bool {
-    let is_gone = |owner: Attachment| sweep::sweep_one(&records.of_network(&owner.network), &owner);
-    taken.owner().is_some_and(|owner| is_gone(owner).unwrap_or(false))
-        || sweep::sweep(records, true).is_ok_and(|freed| freed > 0)
-}
-
-fn set(socket: &mut Socket, nat: &Nat<'_>) -> Result<Result<(), Taken>, Error> {
+/// Sets what `nat` is in one transaction, or says whose port it wants.
+pub(crate) fn set(socket: &mut Socket, nat: &Nat<'_>) -> Result<Result<(), Taken>, Error> {
     let (family, table) = nat_table();
     persist(|| {
         let generation = socket.generation()?;
@@ -156,7 +130,7 @@ pub(crate) fn missing(nat: &Nat<'_>) -> Result<Vec<String>, Error> {
     Ok(nat.missing(have.as_ref()))
 }
 
-fn open() -> Result<Socket, Error> {
+pub(crate) fn open() -> Result<Socket, Error> {
     Socket::open().map_err(|e| kernel(&e))
 }
 

@@ -1,8 +1,8 @@
-//! The plugins that this program is, and what each does at every verb.
+//! What each plugin of this program does at every verb.
 
-use cni_core::{Error, Network, Role};
+use cni_core::{Error, Network};
 
-use crate::{bandwidth, host_local, interface, loopback, networks::Call, portmap, tuning};
+use crate::networks::Call;
 
 /// One plugin of the set. An error is printed as it is; what ADD began it has taken back by then.
 pub(crate) struct Plugin {
@@ -16,20 +16,6 @@ pub(crate) struct Plugin {
     pub(crate) gc: fn(&Network) -> Result<(), Error>,
     /// Whether ADD could succeed.
     pub(crate) status: fn(&Network) -> Result<(), Error>,
-}
-
-impl Plugin {
-    /// The plugin of that role.
-    pub(crate) const fn of(role: Role) -> Self {
-        match role {
-            Role::Flannel | Role::Bridge => interface::PLUGIN,
-            Role::HostLocal => host_local::PLUGIN,
-            Role::Portmap => portmap::PLUGIN,
-            Role::Bandwidth => bandwidth::PLUGIN,
-            Role::Tuning => tuning::PLUGIN,
-            Role::Loopback => loopback::PLUGIN,
-        }
-    }
 }
 
 /// For a plugin that keeps nothing, or needs nothing to be ready.

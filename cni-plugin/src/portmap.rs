@@ -11,6 +11,7 @@ use crate::{
     nat,
     networks::Call,
     plugin::{Plugin, nothing_to_do},
+    translate,
     undo::Undo,
 };
 
@@ -22,7 +23,7 @@ fn add(call: &Call) -> Result<String, Error> {
     let record = if ports.is_empty() { None } else { chained::begin(call) };
     let mut undo = Undo::new(None);
     chained::undo(record.as_ref(), &mut undo);
-    nat::start(call, &ports.nat(&call.who.alias(), &[]), &mut undo)?;
+    translate::start(call, &ports.nat(&call.who.alias(), &[]), &mut undo)?;
     ports.settle()?;
     let result = call.network.pass_on()?;
     undo.keep();

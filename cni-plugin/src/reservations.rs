@@ -20,7 +20,7 @@ use crate::{
     records::{Held, Records, make_folder},
     released::Released,
 };
-use cni_core::{Attachment, Chosen, Code, Error, HostAddress, Range, RangeSet, Trace, owner_of};
+use cni_core::{Attachment, Chosen, Code, Error, HostAddress, Range, RangeSet, Record, Trace, owner_of};
 
 /// How many taken addresses are looked at one by one before all are listed.
 const MANY: usize = 64;
@@ -129,6 +129,12 @@ impl Reservations {
         let locked = self.lock(patience)?;
         let is_free = |content: &[u8]| who.owns(content) || owner_of(content).is_none();
         addresses.iter().try_for_each(|ip| locked.release_if(*ip, is_free))
+    }
+
+    /// Releases what a record tells.
+    pub(crate) fn release_noted(&self, who: &Attachment, record: &Record) -> Result<(), Error> {
+        let addresses: Vec<IpAddr> = record.pods().iter().map(|pod| pod.address).collect();
+        self.release(who, &addresses, lock::patience())
     }
 }
 

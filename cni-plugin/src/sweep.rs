@@ -17,7 +17,6 @@ use cni_core::{Attachment, Code, Error};
 use linux::{link::Kind, netlink::RouteSocket};
 
 use crate::{
-    addresses,
     failure::kernel,
     hostports, links,
     records::{Held, Records, make_folder, own_namespace},
@@ -128,7 +127,7 @@ pub(crate) fn clear(records: &Records, dead: &[Held]) -> Result<(), Error> {
             shaping::end(who)?;
         }
         if let Some((who, folder)) = held.who.as_ref().zip(held.before.folder.as_ref()) {
-            addresses::release_noted(who, &Reservations::of(folder.into(), records), &held.before)?;
+            Reservations::of(folder.into(), records).release_noted(who, &held.before)?;
         }
         if let Some(path) = &held.before.scratch {
             scratch::remove(Path::new(path))?;

@@ -11,7 +11,7 @@ use ruleset::{
     Statement, Table, Value, Verdict, Writable, ct_state, ct_status,
 };
 
-use crate::{Forwarding, nat::Entry};
+use crate::{Forwarding, entry::Entry};
 
 /// Just behind the Services of kube-proxy and of our own proxy (`dstnat`, -100).
 const BEHIND_SERVICES: i32 = -99;

@@ -10,6 +10,7 @@ mod attachment;
 mod bridge;
 mod chain;
 mod check;
+mod entry;
 mod error;
 mod flannel;
 mod gateway;

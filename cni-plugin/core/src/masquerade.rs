@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use netmodel::Subnet;
 use ruleset::{Element, Field, Key, PortChoice, Rule, Selector, SetSpec, Statement, Table, Value};
 
-use crate::{HostAddress, nat::Entry};
+use crate::{HostAddress, entry::Entry};
 
 /// What differs between the families.
 struct Words {

@@ -15,6 +15,7 @@ use ruleset::{
 use crate::{
     Attachment, Code, Error, Forwarding, HostAddress,
     attachment::is_identifier,
+    entry::Entry,
     hostport::mark,
     hostport_class::Class,
     hostport_rules::{self, Translated},
@@ -38,15 +39,6 @@ pub struct Nat<'a> {
     pub ports: &'a [Forwarding],
     /// The bit of the packet mark that means "replace the source"; `None`: any will do.
     pub mark_bit: Option<u8>,
-}
-
-/// One element, and the set that it belongs to.
-#[derive(Clone, Debug)]
-pub(crate) struct Entry {
-    pub(crate) set: &'static str,
-    pub(crate) spec: SetSpec,
-    pub(crate) key: Key,
-    pub(crate) element: Element,
 }
 
 impl Entry {
