@@ -110,6 +110,8 @@ pub mod ct_state {
 
 /// Bits of [`Field::CtStatus`].
 pub mod ct_status {
+    /// Its first packet has left.
+    pub const CONFIRMED: u32 = 0x8;
     /// The source was or will be rewritten.
     pub const SNAT: u32 = 0x10;
     /// The destination was or will be rewritten.

@@ -55,7 +55,11 @@ impl Display for Expr {
                     BitOp::Or => '|',
                     BitOp::Xor => '^',
                 };
-                write!(f, "{field} {op} {}", Typed(field.data_type(), &operand.to_ne_bytes()))
+                let names = Typed(field.data_type(), &operand.to_ne_bytes()).to_string();
+                match names.split_once(',') {
+                    Some(_) => write!(f, "{field} {op} ({})", names.replace(',', " | ")),
+                    None => write!(f, "{field} {op} {names}"),
+                }
             }
             Self::Random { modulus } => write!(f, "numgen random mod {modulus}"),
         }

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use rustix::net::sockopt::set_ip_tos;
 use rustix::process::Signal;
 use testkit::traffic::{Server, ask_udp};
 use testkit::{Cmd, Netns, eventually};
@@ -132,5 +133,30 @@ fn a_flow_to_a_node_address_that_comes_later_is_led_on() -> Result<()> {
         world.node.cmd(format!("ip addr add {ANYCAST}/32 dev {device}")).ok()?;
         answered_at(&socket, to, "pod0").with_context(|| format!("{flags} on {device}"))?;
     }
+    Ok(())
+}
+
+/// A flow without answers stays new; only its first packet carries our scratch, and only that loses its priority.
+#[test]
+fn one_way_packets_keep_their_priority() -> Result<()> {
+    let Some(mut world) = World::new("oneway", 1) else { return Ok(()) };
+    let silent = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, TARGET);
+    let _silent = world.pods[0].inside(|| UdpSocket::bind(silent))?.context("bind")?;
+    world.write("web", &web(&[0]))?;
+    world.start_usual()?;
+    let probe = "table ip probe {\nchain post {\ntype filter hook postrouting priority 200\n\
+                 ip daddr 10.244.1.10 meta priority 0:0 counter\n\
+                 ip daddr 10.244.1.10 meta priority 0:6 counter\n}\n}\n";
+    world.node.wrap(Cmd::new("nft -f -").stdin(probe)).ok()?;
+    let socket = client(&world.outside)?;
+    set_ip_tos(&socket, 0x10).context("tos")?; // for which the kernel has priority 6
+    for _ in 0..5 {
+        socket.send_to(b"x", SocketAddrV4::new(NODE, 30053))?;
+    }
+    let counted = || {
+        let listed = world.nft("chain ip probe post").ok()?;
+        (listed.contains("counter packets 1 ") && listed.contains("counter packets 4 ")).then_some(())
+    };
+    assert!(eventually(LIMIT, counted).is_some(), "{}", world.nft("chain ip probe post")?);
     Ok(())
 }

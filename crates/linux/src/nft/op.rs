@@ -51,18 +51,16 @@ const fn reject(family: Family, with: RejectWith) -> (u32, u8) {
 
 /// Writes the list of all operations.
 pub(super) fn write_all(writer: &mut Writer, ops: &[Op], context: &mut Context<'_>) {
-    let mut before = None;
-    for op in ops {
+    for (at, op) in ops.iter().enumerate() {
         writer.nest(n::LIST_ELEM, |writer| {
             writer.text(n::EXPR_NAME, name(op));
             writer.nest(n::EXPR_DATA, |data| match op {
-                Op::Bitwise { .. } => write_bitwise(data, op, before),
+                Op::Bitwise { .. } => write_bitwise(data, ops, at),
                 Op::Lookup { .. } | Op::Dynamic { .. } => write_set_use(data, op, context),
                 Op::Payload { .. } | Op::Load { .. } | Op::Random { .. } => write_load(data, op),
                 _ => write(data, op, context.family),
             });
         });
-        before = Some(op);
     }
 }
 
@@ -150,14 +148,18 @@ fn write(data: &mut Writer, op: &Op, family: Family) {
     }
 }
 
-/// `before` is the operation before this one.
-fn write_bitwise(data: &mut Writer, op: &Op, before: Option<&Op>) {
-    let Op::Bitwise { register: at, mask, xor } = op else { return };
-    data.be32(n::BITWISE_SREG, register(*at));
-    data.be32(n::BITWISE_DREG, register(*at));
-    // `nft` leaves the kind of operation out where it makes a mask for a prefix or flags.
-    let implied =
-        matches!(before, Some(Op::Payload { .. } | Op::Load { field: Field::CtState | Field::CtStatus, .. }));
+/// Writes the operation at `at`.
+fn write_bitwise(data: &mut Writer, ops: &[Op], at: usize) {
+    let Some(Op::Bitwise { register: with, mask, xor }) = ops.get(at) else { return };
+    data.be32(n::BITWISE_SREG, register(*with));
+    data.be32(n::BITWISE_DREG, register(*with));
+    // `nft` leaves the kind of operation out where it makes a mask for a prefix, or to ask for any of some flags.
+    let asks_for_any = matches!(ops.get(at + 1), Some(Op::Compare { relation: Relation::Ne, .. }));
+    let implied = match at.checked_sub(1).and_then(|before| ops.get(before)) {
+        Some(Op::Payload { .. }) => true,
+        Some(Op::Load { field: Field::CtState | Field::CtStatus, .. }) => asks_for_any,
+        _ => false,
+    };
     if !implied {
         data.be32(n::BITWISE_OP, 0);
     }

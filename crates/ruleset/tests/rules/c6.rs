@@ -164,6 +164,8 @@ fn base_chains(table: &mut Table) {
     let to_class = |key: Selector, map: &str| Writable::MetaPriority.set(key.map(map));
     let base = |kind, hook, priority, to: Statement| Chain::base(kind, hook, priority, [rule([to])]);
     let nat_done = || Field::CtStatus.has_any(ct_status::DNAT);
+    let first_nat =
+        Field::CtStatus.and(ct_status::DNAT | ct_status::CONFIRMED).is(Value::number(ct_status::DNAT));
     table
         .chain(
             "services",
@@ -185,7 +187,7 @@ fn base_chains(table: &mut Table) {
                 Hook::Postrouting,
                 100,
                 [
-                    rule([nat_done(), Writable::MetaPriority.set(Value::number(0))]),
+                    rule([first_nat, Writable::MetaPriority.set(Value::number(0))]),
                     rule([
                         nat_done(),
                         Selector::from([source, destination]).in_set("hairpins"),

@@ -29,7 +29,7 @@ fn rules_read_like_those_of_nft() {
     assert_eq!(
         lines_of(&table, "nat-postrouting"),
         [
-            "ct status dnat meta priority set 0:0",
+            "ct status & (confirmed | dnat) == dnat meta priority set 0:0",
             "ct status dnat ip saddr . ip daddr @hairpins masquerade fully-random comment \"weft: hairpin\"",
             "meta mark & 0x00004000 == 0x00000000 return",
             "meta mark set meta mark ^ 0x00004000",
