@@ -8,8 +8,11 @@ use flanneld::{
     cleanup, commands,
     flags::{self, Command, Settings},
 };
+use rustix::fs::Mode;
 
 fn main() -> ExitCode {
+    // Docker and pods' plugins, whoever they run as, read what is written here, in folders that are made for it.
+    rustix::process::umask(Mode::WGRP | Mode::WOTH);
     match flags::parse_own() {
         Outcome::Help(text) => {
             // A reader that went away has read enough.

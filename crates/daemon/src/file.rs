@@ -20,7 +20,7 @@ pub struct FileError {
 /// Replaces the file at `path` in one step: a reader sees the old content or the new one, and after
 /// a loss of power one of the two is there.
 ///
-/// Missing folders are made with mode 0755; the file gets `mode`, whatever the umask. What a killed
+/// Missing folders are made with mode 0755, less the umask; the file gets `mode`, whatever the umask. What a killed
 /// predecessor left half written (`.<name>.new`) is overwritten, so nothing piles up. Only one
 /// process at a time may write a given path.
 ///

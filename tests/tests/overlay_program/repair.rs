@@ -48,6 +48,7 @@ fn each_removed_object_comes_back_in_time() -> Result<()> {
         "ip link set flannel.1 address 02:99:99:99:99:99",
         "nft delete table ip weft-flannel.1",
         "nft flush ruleset",
+        "nft add table ip weft-flannel.1 { flags dormant; }",
         "nft flush chain ip weft-flannel.1 postrouting",
         "ip link del flannel.1",
     ] {

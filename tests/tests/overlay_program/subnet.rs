@@ -1,10 +1,10 @@
 //! Which subnet this node takes, and keeps.
 
-use std::fs;
+use std::{fs, os::unix::fs::MetadataExt};
 
 use anyhow::{Context, Result};
 use serde_json::json;
-use testkit::eventually;
+use testkit::{Cmd, Process, bin, eventually};
 
 use crate::node::{Node, PATIENCE, ROUTES, peers};
 
@@ -106,5 +106,21 @@ fn another_subnet_takes_effect_and_leaves_running_pods_alone() -> Result<()> {
     assert!(node.shown("ip -4 address show dev cni0")?.contains("10.5.1.1/24"));
     let skipped = node.status()?["skipped"].to_string();
     assert!(skipped.contains("it overlaps address 10.5.1.1/24 of cni0 of this host"), "{skipped}");
+    Ok(())
+}
+
+#[test]
+fn whatever_the_umask_anybody_may_read_the_subnet_file() -> Result<()> {
+    let Some(mut node) = Node::new()? else { return Ok(()) };
+    node.leases(&[])?;
+    let (program, dir) = (bin("flanneld"), node.dir.path().display());
+    let line =
+        format!("{} run -from file:{dir}/leases.json -subnet-file {dir}/run/subnet.env", program.display());
+    let strict = node.net.wrap(Cmd::shell(format!("umask 077; exec {line}")));
+    node.flanneld = Some(Process::spawn(&strict, node.dir.path().join("log"))?);
+    let there = || node.subnet_file().metadata().ok();
+    let (file, _) = eventually(PATIENCE, there).with_context(|| node.log())?;
+    let folder = node.dir.path().join("run").metadata()?;
+    assert_eq!((file.mode() & 0o777, folder.mode() & 0o777), (0o644, 0o755));
     Ok(())
 }
