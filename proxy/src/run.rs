@@ -30,7 +30,7 @@ use crate::{
     kernel::Kernel,
     node::{self, Machine},
     source::file::{FileSource, Touched, watch},
-    status::Status,
+    status::{Status, StatusFile},
     wake::{self, Wake},
 };
 
@@ -38,8 +38,6 @@ use crate::{
 const SLOW_TIMER: Duration = Duration::from_secs(60);
 /// A failed pass is repeated after a growing pause up to this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// What changed in the last moment is written to the status file together.
-const STATUS_DELAY: Duration = Duration::from_millis(500);
 
 /// Works until a signal comes. The ruleset stays.
 ///
@@ -101,8 +99,7 @@ pub struct Runner {
     /// When to try again what failed.
     retry_at: Option<Instant>,
     said: OnChange,
-    written: OnChange,
-    status_at: Option<Instant>,
+    status_file: StatusFile,
 }
 
 impl Runner {
@@ -125,6 +122,7 @@ impl Runner {
             masquerade_all: settings.masquerade_all,
         };
         Ok(Self {
+            status_file: StatusFile::new(settings.status_file.clone()),
             settings,
             node,
             source,
@@ -145,8 +143,6 @@ impl Runner {
             backoff: Backoff::up_to(LONGEST_PAUSE, Random::from_system()),
             retry_at: None,
             said: OnChange::default(),
-            written: OnChange::default(),
-            status_at: None,
         })
     }
 
@@ -234,8 +230,9 @@ impl Runner {
     /// How long nothing has to be done if nothing happens.
     fn patience(&self) -> Duration {
         let now = Instant::now();
-        let deadline = self.state.next_deadline().map(|at| self.started + at);
-        let earliest = [deadline, self.retry_at, self.status_at].into_iter().flatten().min();
+        // What failed goes first: until it is tried again, nothing else can be done.
+        let deadline = self.retry_at.or_else(|| Some(self.started + self.state.next_deadline()?));
+        let earliest = deadline.into_iter().chain(self.status_file.due()).min();
         earliest.map_or(SLOW_TIMER, |at| at.saturating_duration_since(now)).min(SLOW_TIMER)
     }
 
@@ -265,7 +262,10 @@ impl Runner {
             }
             Err(error) => self.failed(&error),
         }
-        self.write_status();
+        if self.status_file.is_due() {
+            let status = self.status();
+            self.status_file.write(&status);
+        }
     }
 
     fn failed(&mut self, error: &dyn std::error::Error) {
@@ -337,7 +337,7 @@ impl Runner {
         let had_state = self.adopted;
         let have = self.read_back()?;
         let own = self.own_addresses();
-        let (transactions, tidied) = self.transactions(have, &own);
+        let (transactions, why) = self.transactions(have, &own);
         self.kernel.commit(&transactions)?;
         if self.unknown {
             self.unknown = false;
@@ -350,7 +350,7 @@ impl Runner {
         let routes = self.kernel.set_routes(&self.machine, &wanted)?;
         self.machine.last_resort = wanted;
         let restarted = self.restarted && !had_state;
-        Ok(Done { transactions: transactions.len(), flows, routes, restarted, tidied })
+        Ok(Done { transactions: transactions.len(), flows, routes, restarted, why })
     }
 
     /// The table, where what it holds is not known. At the first time, what it holds is taken over.
@@ -377,30 +377,32 @@ impl Runner {
         Ok(Some(have))
     }
 
-    /// What has to change in the table: the difference to what was read back, or else what changed; and whether
-    /// it only tidies up.
+    /// What has to change in the table: the difference to what was read back, or else what changed.
     fn transactions(
         &mut self,
         have: Option<Option<Observed>>,
         own: &BTreeSet<IpAddr>,
-    ) -> (Vec<Transaction>, bool) {
+    ) -> (Vec<Transaction>, Why) {
         let mut changes = self.state.sync(&mut self.catalog, self.started.elapsed());
         if let NodePorts::At(addresses) = node::node_ports(&self.settings, &self.machine, own) {
             self.state.set_node_addresses(addresses, &mut changes);
         }
-        match have {
+        let why = match &have {
+            None if changes.is_tidying() => Why::Tidying,
+            Some(_) if changes.is_empty() => Why::Repair,
+            _ => Why::Change,
+        };
+        let transactions = match have {
             Some(have) => {
                 let repairs = delta::transactions(&self.state.table(), have.as_ref());
                 if !repairs.is_empty() {
                     self.state.touch_all();
                 }
-                (repairs, false)
+                repairs
             }
-            None => {
-                let tidies = changes.is_tidying();
-                (changes.into_transactions(self.state.config()), tidies)
-            }
-        }
+            None => changes.into_transactions(self.state.config()),
+        };
+        (transactions, why)
     }
 
     fn forget_flows(&mut self, own: &BTreeSet<IpAddr>) -> Result<usize, linux::Error> {
@@ -425,25 +427,6 @@ impl Runner {
             return ranges;
         }
         self.state.cluster_ips().filter_map(|address| Subnet::new(address, 32).ok()).collect()
-    }
-
-    /// Writes the status file once what it says has been different for a moment.
-    fn write_status(&mut self) {
-        let now = Instant::now();
-        match self.status_at {
-            None if self.written.last().is_some() => self.status_at = Some(now + STATUS_DELAY),
-            Some(at) if now < at => {}
-            _ => {
-                self.status_at = None;
-                let text = self.status().to_json();
-                if self.written.is_new(&text)
-                    && let Err(error) =
-                        daemon::file::replace(&self.settings.status_file, text.as_bytes(), 0o644)
-                {
-                    tracing::debug!("{}", daemon::one_line(&error));
-                }
-            }
-        }
     }
 
     fn status(&self) -> Status {
@@ -483,19 +466,33 @@ struct Done {
     flows: usize,
     routes: usize,
     restarted: bool,
-    tidied: bool,
+    why: Why,
+}
+
+/// Why the table was changed.
+#[derive(Clone, Copy)]
+enum Why {
+    /// Services changed, or the node's addresses.
+    Change,
+    /// It was not as we left it.
+    Repair,
+    /// Nobody needs some of its chains any more.
+    Tidying,
 }
 
 impl Done {
     /// One line, and none where nothing changed.
     fn log(&self, foreign: bool) {
-        let Self { transactions, flows, routes, .. } = *self;
-        if self.tidied {
-            tracing::debug!(transactions, "chains that nobody used are gone");
-        } else if foreign && transactions > 0 {
-            tracing::warn!(transactions, "somebody else changed our table: put back");
-        } else if transactions + flows + routes > 0 {
-            tracing::info!(transactions, stale_flows = flows, routes, "services changed");
+        let Self { transactions, flows, routes, why, .. } = *self;
+        match why {
+            Why::Tidying => tracing::debug!(transactions, "chains that nobody used are gone"),
+            Why::Repair if foreign && transactions > 0 => {
+                tracing::warn!(transactions, "somebody else changed our table: put back");
+            }
+            _ if transactions + flows + routes > 0 => {
+                tracing::info!(transactions, stale_flows = flows, routes, "services changed");
+            }
+            _ => {}
         }
     }
 }

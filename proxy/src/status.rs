@@ -1,12 +1,74 @@
 //! `status.json`: what this proxy holds and why, for operators and their tools.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
+use daemon::OnChange;
 use netmodel::NodeName;
 use proxy_core::{ports::Programmed, state::State, tables::NodePorts};
 use serde::{Deserialize, Serialize};
 
 use crate::source::file::FileSource;
+
+/// What changed in the last moment is written together.
+const DELAY: Duration = Duration::from_millis(500);
+/// A file that could not be written is tried again after this long.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// The status file of a running proxy.
+#[derive(Debug)]
+pub struct StatusFile {
+    path: PathBuf,
+    written: OnChange,
+    failed: OnChange,
+    due: Option<Instant>,
+}
+
+impl StatusFile {
+    /// One that was not written yet.
+    #[must_use]
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, written: OnChange::default(), failed: OnChange::default(), due: None }
+    }
+
+    /// When to look at it again, if there may be something to write.
+    #[must_use]
+    pub const fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Something may have changed: whether it is to be written now.
+    pub fn is_due(&mut self) -> bool {
+        let now = Instant::now();
+        if self.due.is_none() && self.written.last().is_some() {
+            self.due = Some(now + DELAY);
+        }
+        self.due.is_none_or(|due| now >= due)
+    }
+
+    /// Writes it where it would say something else. What keeps it from being written is said once.
+    pub fn write(&mut self, status: &Status) {
+        self.due = None;
+        let text = status.to_json();
+        if !self.written.is_new(&text) {
+            return;
+        }
+        match daemon::file::replace(&self.path, text.as_bytes(), 0o644) {
+            Ok(()) => drop(self.failed.clear()),
+            Err(error) => {
+                self.written.clear();
+                self.due = Some(Instant::now() + PAUSE);
+                let why = daemon::one_line(&error);
+                if self.failed.is_new(&why) {
+                    tracing::warn!("{why}; trying again");
+                }
+            }
+        }
+    }
+}
 
 /// The content of the status file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

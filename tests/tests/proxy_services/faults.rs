@@ -181,3 +181,17 @@ fn two_proxies_do_not_fight() -> Result<()> {
     assert!(ask(&world.node, (WEB, 80))?.is_ok());
     Ok(())
 }
+
+#[test]
+fn a_status_file_that_cannot_be_written_is_named_and_tried_again() -> Result<()> {
+    let Some(mut world) = World::new("statusfile", 0) else { return Ok(()) };
+    let file = world.dir.path().join("status.json");
+    std::fs::create_dir(&file)?;
+    world.write("web", &web(&[]))?;
+    world.start_usual()?;
+    world.proxy().wait_for_log("failed to replace", LIMIT)?;
+    std::fs::remove_dir(&file)?;
+    let written = eventually(Duration::from_secs(10), || world.command("status").ok().ok());
+    assert!(written.is_some(), "{}", world.proxy().log());
+    Ok(())
+}
