@@ -98,13 +98,11 @@ impl Kernel {
         machine: &Machine,
         wanted: &BTreeSet<(Subnet, u32)>,
     ) -> Result<usize, Error> {
-        let unnamed = || "lo".parse::<IfName>();
         let mut requests = Vec::new();
         for (destination, device) in machine.last_resort.symmetric_difference(wanted) {
-            // The name is for messages only; a device that has just gone has none.
-            let Some(name) = machine.devices.get(device).cloned().or_else(|| unnamed().ok()) else {
-                continue;
-            };
+            // The name is for messages only; a device that is down or has just gone is told by its index.
+            let by_index = || format!("if{device}").parse::<IfName>().ok();
+            let Some(name) = machine.devices.get(device).cloned().or_else(by_index) else { continue };
             let route = last_resort(*destination, *device);
             let add = wanted.contains(&(*destination, *device));
             requests.push(if add { route.replace(&name) } else { route.delete(&name) });

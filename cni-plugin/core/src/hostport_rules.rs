@@ -264,9 +264,8 @@ impl Translated {
             _ => IpAddr::from(<[u8; 16]>::try_from(address).ok()?),
         };
         let [protocol, _, _, _, high, low, _, _] = *from.last_chunk::<8>()?;
-        let all = [netmodel::Protocol::Tcp, netmodel::Protocol::Udp, netmodel::Protocol::Sctp];
         Some(Self {
-            protocol: all.into_iter().find(|known| known.number() == protocol)?,
+            protocol: netmodel::Protocol::from_number(protocol)?,
             port: u16::from_be_bytes([high, low]),
             pod,
             container_port: u16::from_be_bytes([container_port[0], container_port[1]]),

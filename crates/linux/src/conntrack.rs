@@ -271,7 +271,9 @@ fn read_tuple(value: &[u8]) -> Option<(Protocol, Tuple)> {
             match (part, kind) {
                 (CTA_TUPLE_IP, CTA_IP_V4_SRC | CTA_IP_V6_SRC) => source.0 = address(value),
                 (CTA_TUPLE_IP, CTA_IP_V4_DST | CTA_IP_V6_DST) => destination.0 = address(value),
-                (CTA_TUPLE_PROTO, CTA_PROTO_NUM) => protocol = value.first().copied().and_then(by_number),
+                (CTA_TUPLE_PROTO, CTA_PROTO_NUM) => {
+                    protocol = value.first().copied().and_then(Protocol::from_number);
+                }
                 (CTA_TUPLE_PROTO, CTA_PROTO_SRC_PORT) => source.1 = port(value),
                 (CTA_TUPLE_PROTO, CTA_PROTO_DST_PORT) => destination.1 = port(value),
                 _ => {}
@@ -284,10 +286,6 @@ fn read_tuple(value: &[u8]) -> Option<(Protocol, Tuple)> {
 
 fn port(value: &[u8]) -> Option<u16> {
     value.try_into().ok().map(u16::from_be_bytes)
-}
-
-fn by_number(number: u8) -> Option<Protocol> {
-    [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|protocol| protocol.number() == number)
 }
 
 #[cfg(test)]

@@ -135,15 +135,6 @@ impl Error {
         self.cause.errno()
     }
 
-    /// The kernel's own words (extended acknowledgement), where it gave some.
-    #[must_use]
-    pub fn kernel_text(&self) -> Option<&str> {
-        match &self.cause {
-            Cause::Refused { text, .. } => Some(text),
-            _ => None,
-        }
-    }
-
     /// The object exists already (EEXIST).
     #[must_use]
     pub fn is_exists(&self) -> bool {
@@ -212,7 +203,6 @@ mod tests {
             error.source().unwrap().to_string(),
             "Network is unreachable (os error 101): Nexthop has invalid gateway"
         );
-        assert_eq!(error.kernel_text(), Some("Nexthop has invalid gateway"));
         assert_eq!(error.retry(), Retry::Backoff);
     }
 

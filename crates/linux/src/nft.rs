@@ -23,7 +23,7 @@ use std::{
 use ruleset::{Family, Name, Transaction};
 
 pub use self::{
-    dump::{Counted, ForeignChain},
+    dump::ForeignChain,
     events::{Changed, Events},
 };
 use crate::{

@@ -122,6 +122,12 @@ impl Protocol {
         }
     }
 
+    /// The one with that number in the IP header.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        [Self::Tcp, Self::Udp, Self::Sctp].into_iter().find(|protocol| protocol.number() == number)
+    }
+
     /// The name in lower case, as `nft` and URLs write it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -248,8 +248,7 @@ fn read_address(bytes: &[u8], behind: usize) -> Option<(IpAddr, &[u8])> {
 }
 
 fn read_protocol(bytes: &[u8]) -> Option<Protocol> {
-    let number = *bytes.first()?;
-    [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|protocol| protocol.number() == number)
+    bytes.first().copied().and_then(Protocol::from_number)
 }
 
 fn read_port(bytes: &[u8]) -> Option<Port> {

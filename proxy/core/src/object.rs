@@ -140,7 +140,7 @@ pub fn check(object: &wire::Object, node: &NodeName) -> Result<Option<(Key, Obje
 pub fn remark(object: &wire::Object) -> Option<String> {
     match object {
         wire::Object::Service(service) => {
-            let unserved = service.spec.unserved().join(", ");
+            let unserved = service.unserved().join(", ");
             (!unserved.is_empty()).then(|| format!("{unserved}: not in this version; it is served without"))
         }
         wire::Object::EndpointSlice(slice) => {

@@ -94,6 +94,9 @@ pub struct Service {
     /// What is wanted.
     #[serde(default)]
     pub spec: ServiceSpec,
+    /// What a load balancer gave it.
+    #[serde(default, deserialize_with = "or_default")]
+    pub status: ServiceStatus,
 }
 
 /// `spec` of a Service.
@@ -124,17 +127,53 @@ pub struct ServiceSpec {
     /// Further addresses that lead here.
     #[serde(default, rename = "externalIPs", deserialize_with = "or_default")]
     pub external_ips: Vec<String>,
+    /// Who may use the addresses of the load balancer.
+    #[serde(default, deserialize_with = "or_default")]
+    pub load_balancer_source_ranges: Vec<String>,
 }
 
-impl ServiceSpec {
+/// `status` of a Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceStatus {
+    /// Its load balancer.
+    #[serde(default, deserialize_with = "or_default")]
+    pub load_balancer: LoadBalancer,
+}
+
+/// `status.loadBalancer` of a Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct LoadBalancer {
+    /// Where it takes connections.
+    #[serde(default, deserialize_with = "or_default")]
+    pub ingress: Vec<Ingress>,
+}
+
+/// One of `status.loadBalancer.ingress` of a Service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ingress {
+    /// An address; empty where it has a host name.
+    #[serde(default, deserialize_with = "or_default")]
+    pub ip: String,
+    /// VIP (also when absent): packets come with that address. Proxy: they don't.
+    #[serde(default, deserialize_with = "or_default")]
+    pub ip_mode: String,
+}
+
+impl Service {
     /// What it asks for and this version doesn't do: it is served without.
     #[must_use]
     pub fn unserved(&self) -> Vec<&'static str> {
+        let spec = &self.spec;
+        let is_vip = |ingress: &Ingress| !ingress.ip.is_empty() && ingress.ip_mode != "Proxy";
         let asks = [
-            ("sessionAffinity ClientIP", self.session_affinity == "ClientIP"),
-            ("externalTrafficPolicy Local", self.external_traffic_policy == "Local"),
-            ("internalTrafficPolicy Local", self.internal_traffic_policy == "Local"),
-            ("externalIPs", !self.external_ips.is_empty()),
+            ("sessionAffinity ClientIP", spec.session_affinity == "ClientIP"),
+            ("externalTrafficPolicy Local", spec.external_traffic_policy == "Local"),
+            ("internalTrafficPolicy Local", spec.internal_traffic_policy == "Local"),
+            ("externalIPs", !spec.external_ips.is_empty()),
+            ("loadBalancerSourceRanges", !spec.load_balancer_source_ranges.is_empty()),
+            ("status.loadBalancer.ingress", self.status.load_balancer.ingress.iter().any(is_vip)),
         ];
         asks.into_iter().filter(|(_, asked)| *asked).map(|(what, _)| what).collect()
     }
@@ -420,7 +459,8 @@ fn text_of(value: Option<&Value>, or: Option<&str>) -> Option<String> {
 
 fn name_of(value: &Value) -> String {
     let field = |name: &str| value.get("metadata").and_then(|m| m.get(name)).and_then(Value::as_str);
-    format!("{}/{}", field("namespace").unwrap_or("default"), field("name").unwrap_or_default())
+    let namespace = field("namespace").filter(|namespace| !namespace.is_empty()).unwrap_or("default");
+    format!("{namespace}/{}", field("name").unwrap_or_default())
 }
 
 fn typed<T: DeserializeOwned>(value: Value) -> Result<T, String> {

@@ -66,11 +66,18 @@ fn what_a_service_asks_for_in_vain_is_known() {
     let asked = |more: &str| {
         let text = format!("{{apiVersion: v1, kind: Service, metadata: {{name: s}}, spec: {{{more}}}}}");
         let Object::Service(service) = &read(&text).objects[0] else { panic!("no Service") };
-        service.spec.unserved().join(", ")
+        service.unserved().join(", ")
     };
+    for nothing in [
+        "sessionAffinity: None, internalTrafficPolicy: Cluster, externalTrafficPolicy: Cluster",
+        "loadBalancerSourceRanges: []}, status: {loadBalancer: {}",
+        "}, status: {loadBalancer: {ingress: [{hostname: lb.example}, {ip: 1.2.3.4, ipMode: Proxy}]}",
+    ] {
+        assert_eq!(asked(nothing), "", "{nothing}");
+    }
     assert_eq!(
-        asked("sessionAffinity: None, internalTrafficPolicy: Cluster, externalTrafficPolicy: Cluster"),
-        ""
+        asked("loadBalancerSourceRanges: [10.0.0.0/8]}, status: {loadBalancer: {ingress: [{ip: 1.2.3.4}]}"),
+        "loadBalancerSourceRanges, status.loadBalancer.ingress"
     );
     assert_eq!(
         asked("sessionAffinity: ClientIP, externalIPs: [1.2.3.4]"),
@@ -93,6 +100,8 @@ fn a_garbled_object_is_named_and_harms_no_other() {
     assert_eq!((manifest.bad[0].kind.as_str(), manifest.bad[0].name.as_str()), ("Service", "default/bad"));
     let why = "spec.ports[0].port: invalid type: string \"eighty\", expected i64";
     assert_eq!(manifest.bad[0].why, why);
+    let empty = read(&bad.replace("name: bad", "name: bad, namespace: ''"));
+    assert_eq!(empty.bad[0].name, "default/bad");
     let nameless = read("{apiVersion: v1, kind: Service, spec: {}}");
     assert_eq!(nameless.bad[0].why, "it has no metadata.name");
 }

@@ -8,7 +8,7 @@ use ruleset::{
     userdata,
 };
 
-use super::{AnonymousSets, attr::Attributes, dump::Counted, numbers as n, op};
+use super::{AnonymousSets, attr::Attributes, numbers as n, op};
 use crate::netlink::Message;
 
 /// Bytes of the header that every message of netfilter has.
@@ -146,18 +146,6 @@ pub(super) fn entries(message: Attributes<'_>) -> impl Iterator<Item = Entry> {
     })
 }
 
-/// What the elements in one message of a dump have counted.
-pub(super) fn counters(message: Attributes<'_>) -> impl Iterator<Item = (Value, Counted)> {
-    message.nest(n::ELEM_LIST_ELEMENTS).iter().filter_map(|(_, entry)| {
-        let entry = Attributes(entry);
-        let counter = entry.nest(n::ELEM_EXPR);
-        let data =
-            Some(counter.nest(n::EXPR_DATA)).filter(|_| counter.text(n::EXPR_NAME) == Some("counter"))?;
-        let (packets, bytes) = (data.be64(n::COUNTER_PACKETS)?, data.be64(n::COUNTER_BYTES)?);
-        Some((Value::bytes(entry.value(n::ELEM_KEY)?), Counted { packets, bytes }))
-    })
-}
-
 /// The elements of a set from what was sent of them.
 pub(super) fn elements(form: KeyForm, mut entries: Vec<Entry>) -> BTreeMap<Key, Element> {
     if form != KeyForm::Interval {
@@ -251,7 +239,7 @@ mod tests {
             let attributes = Attributes(&bytes);
             let _ = (base(attributes), set(attributes), table(attributes), is_anonymous(attributes));
             let _ = rule(2, attributes, &AnonymousSets::new());
-            let _ = (elements(KeyForm::Interval, entries(attributes).collect()), counters(attributes).count());
+            let _ = elements(KeyForm::Interval, entries(attributes).collect());
             for name in ["payload", "meta", "ct", "fib", "numgen", "bitwise", "cmp", "lookup", "immediate", "nat",
                          "masq", "reject", "dynset", "match"] {
                 let mut entry = Writer::default();

@@ -1,4 +1,4 @@
-//! Tables, chains, rules and counters read back from the kernel.
+//! Tables, chains and rules read back from the kernel.
 
 use std::collections::BTreeMap;
 
@@ -12,15 +12,6 @@ use crate::{Cause, Error, netlink::Request};
 
 /// How often a table is read again because the ruleset changed meanwhile.
 const ATTEMPTS: usize = 16;
-
-/// What an element has counted since it was added.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counted {
-    /// Packets; in chains of type nat only the first of each connection.
-    pub packets: u64,
-    /// Their bytes, IP header included.
-    pub bytes: u64,
-}
 
 /// A chain of any table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,24 +158,6 @@ impl Socket {
             Err(error) if error.is_not_found() => Ok(None),
             found => Ok(found?.into_iter().flatten().next()),
         }
-    }
-
-    /// What the elements of a set with `counter` have counted; ranges by their first value.
-    ///
-    /// # Errors
-    /// There is no such set ([`Error::is_not_found`]), the kernel refused or did not answer, or the ruleset
-    /// kept changing.
-    pub fn counters(
-        &mut self,
-        family: Family,
-        table: &Name,
-        set: &Name,
-    ) -> Result<BTreeMap<Value, Counted>, Error> {
-        let request = elements_request(family, table, set);
-        let parts = self.connection.dump(&request, |message| {
-            Ok(Some(decode::counters(decode::attributes(message)).collect::<Vec<_>>()))
-        })?;
-        Ok(parts.into_iter().flatten().collect())
     }
 
     fn read_table(&mut self, family: Family, name: &Name) -> Result<Option<Observed>, Error> {

@@ -85,7 +85,6 @@ pub(super) const ELEM_KEY: u16 = 1;
 pub(super) const ELEM_DATA: u16 = 2;
 pub(super) const ELEM_FLAGS: u16 = 3;
 pub(super) const ELEM_USERDATA: u16 = 6;
-pub(super) const ELEM_EXPR: u16 = 7;
 pub(super) const ELEM_KEY_END: u16 = 10;
 pub(super) const ELEM_INTERVAL_END: u32 = 1;
 pub(super) const ELEM_CATCHALL: u32 = 2;
@@ -182,9 +181,6 @@ pub(super) const DYNSET_OP: u16 = 3;
 pub(super) const DYNSET_SREG_KEY: u16 = 4;
 pub(super) const DYNSET_SREG_DATA: u16 = 5;
 pub(super) const DYNSET_TIMEOUT: u16 = 6;
-
-pub(super) const COUNTER_BYTES: u16 = 1;
-pub(super) const COUNTER_PACKETS: u16 = 2;
 
 /// Of an iptables match or target inside nftables (`NFTA_MATCH_...`, `NFTA_TARGET_...`).
 pub(super) const XT_NAME: u16 = 1;
