@@ -1,8 +1,9 @@
 //! Manifests in a file, or in the files of a folder that end in `.yaml`, `.yml` or `.json`.
 //!
-//! A file that can't be read or parsed is named once, and what it held before stays in force; so does an object
-//! that turns bad. Of two objects with one name in two files, that of the later file name counts.
+//! Only regular files of a bounded size are read. A file that can't be read or parsed is named once, and what it held
+//! before stays in force; so does an object that turns bad. Of two objects with one name in two files, that of the later file name counts.
 
+mod text;
 mod watch;
 
 use std::{
@@ -219,7 +220,7 @@ impl FileSource {
         self.there.insert(path.to_owned());
         let about = path.display().to_string();
         let known = self.files.contains_key(path);
-        let text = match fs::read_to_string(path) {
+        let text = match text::read(path) {
             Ok(text) => text,
             Err(error) => {
                 self.trouble(about, format!("failed to read it: {error}{}", kept(known)), known);

@@ -1,6 +1,8 @@
 //! Bad manifests, missing privilege, and others who change our table.
 
+use std::fs::File;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -30,6 +32,40 @@ fn a_broken_manifest_is_named_and_harms_nothing() -> Result<()> {
     let status = || world.command("status").ok().ok().filter(|ran| ran.stdout.contains("trouble: "));
     let (status, _) = eventually(LIMIT, status).expect("a status with a trouble");
     assert!(status.stdout.contains("default/bad: 99999 is not a port"), "{status}");
+    Ok(())
+}
+
+/// What never comes to an end, or fills the memory, harms nobody: it is named, and the others are served.
+#[test]
+fn what_is_no_file_of_a_sane_size_is_named_and_not_read() -> Result<()> {
+    let Some(mut world) = World::new("nofile", 0) else { return Ok(()) };
+    let (fifo, early) = (world.manifests().join("fifo.yaml"), world.manifests().join("early.yaml"));
+    Cmd::new("mkfifo").arg(early.display().to_string()).ok()?;
+    symlink("/dev/zero", world.manifests().join("zero.yaml"))?;
+    File::create(world.manifests().join("huge.json"))?.set_len((256 << 20) + 1)?;
+    world.write("web", &web(&[0]))?;
+    world.start_usual()?;
+    let log = world.proxy().log();
+    for name in ["early.yaml", "zero.yaml"] {
+        assert!(log.contains(&format!("{name}: failed to read it: it is not a regular file")), "{log}");
+    }
+    assert!(log.contains("huge.json: failed to read it: it is larger than 256 MiB"), "{log}");
+    world.wait_nft("map ip weft-proxy endpoints", "10.244.1.10 . 8080")?;
+    Cmd::new("mkfifo").arg(fifo.display().to_string()).ok()?;
+    world.proxy().wait_for_log("fifo.yaml: failed to read it: it is not a regular file", LIMIT)?;
+    std::fs::remove_file(&fifo)?;
+    world.proxy().wait_for_log("fifo.yaml: gone", LIMIT)?;
+    // A link to a regular file is as good as one; so is a regular file in place of something else.
+    let linked =
+        world.dir.write("linked", web(&[1]).replace("web", "b").replace("10.96.0.7", "10.96.0.8"))?;
+    symlink(linked, world.manifests().join("b.yaml"))?;
+    world.wait_nft("map ip weft-proxy endpoints", "10.244.1.11 . 8080")?;
+    world.write("early", &web(&[2]).replace("web", "c").replace("10.96.0.7", "10.96.0.9"))?;
+    world.wait_nft("map ip weft-proxy endpoints", "10.244.1.12 . 8080")?;
+    world.proxy().wait_for_log("early.yaml: fine now", LIMIT)?;
+    let log = world.proxy().log();
+    assert_eq!(log.matches("failed to read").count(), 4, "{log}");
+    assert_eq!(world.proxy().terminate(LIMIT)?, Some(0));
     Ok(())
 }
 
