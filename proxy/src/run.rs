@@ -61,6 +61,7 @@ pub fn run(settings: Settings, node: NodeName) -> anyhow::Result<()> {
     wake::table_events(runner.kernel.port(), sender).context("failed to watch nftables")?;
     runner.unknown = true;
     runner.pass(&[]);
+    runner.tell();
     daemon::notify::ready();
     runner.work(&wakes);
     daemon::notify::stopping();
@@ -214,7 +215,8 @@ impl Runner {
 
     fn work(&mut self, wakes: &Receiver<Wake>) {
         loop {
-            let mut reasons = match wakes.recv_timeout(self.patience()) {
+            let until = self.due().min(self.status_file.due());
+            let mut reasons = match wakes.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(wake) => vec![wake],
                 Err(RecvTimeoutError::Timeout) => Vec::new(),
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -223,17 +225,27 @@ impl Runner {
             if reasons.contains(&Wake::Stop) {
                 return;
             }
-            self.pass(&reasons);
+            if !reasons.is_empty() || Instant::now() >= self.due() {
+                self.pass(&reasons);
+            }
+            self.tell();
         }
     }
 
-    /// How long nothing has to be done if nothing happens.
-    fn patience(&self) -> Duration {
-        let now = Instant::now();
+    /// When there is something to do though nothing happens.
+    fn due(&self) -> Instant {
         // What failed goes first: until it is tried again, nothing else can be done.
         let deadline = self.retry_at.or_else(|| Some(self.started + self.state.next_deadline()?));
-        let earliest = deadline.into_iter().chain(self.status_file.due()).min();
-        earliest.map_or(SLOW_TIMER, |at| at.saturating_duration_since(now)).min(SLOW_TIMER)
+        let slow = self.looked_at + SLOW_TIMER;
+        deadline.map_or(slow, |at| at.min(slow))
+    }
+
+    /// Writes the status file where that is due.
+    fn tell(&mut self) {
+        if self.status_file.is_due() {
+            let status = self.status();
+            self.status_file.write(&status);
+        }
     }
 
     /// One pass. It does the whole job, whatever the reasons.
@@ -262,10 +274,7 @@ impl Runner {
             }
             Err(error) => self.failed(&error),
         }
-        if self.status_file.is_due() {
-            let status = self.status();
-            self.status_file.write(&status);
-        }
+        self.status_file.touch();
     }
 
     fn failed(&mut self, error: &dyn std::error::Error) {

@@ -15,7 +15,7 @@ use crate::source::file::FileSource;
 
 /// What changed in the last moment is written together.
 const DELAY: Duration = Duration::from_millis(500);
-/// A file that could not be written is tried again after this long.
+/// After this long it is looked whether the file is still there, and one that could not be written is tried again.
 const PAUSE: Duration = Duration::from_secs(5);
 
 /// The status file of a running proxy.
@@ -24,34 +24,48 @@ pub struct StatusFile {
     path: PathBuf,
     written: OnChange,
     failed: OnChange,
-    due: Option<Instant>,
+    /// The file may have to say something else.
+    changed: bool,
+    /// When to look at it again.
+    due: Instant,
 }
 
 impl StatusFile {
     /// One that was not written yet.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
-        Self { path, written: OnChange::default(), failed: OnChange::default(), due: None }
+        let (written, failed) = (OnChange::default(), OnChange::default());
+        Self { path, written, failed, changed: true, due: Instant::now() }
     }
 
-    /// When to look at it again, if there may be something to write.
+    /// When to look at it again.
     #[must_use]
-    pub const fn due(&self) -> Option<Instant> {
+    pub const fn due(&self) -> Instant {
         self.due
     }
 
-    /// Something may have changed: whether it is to be written now.
+    /// What it tells may have changed.
+    pub fn touch(&mut self) {
+        self.changed = true;
+        self.due = self.due.min(Instant::now() + DELAY);
+    }
+
+    /// Whether it is to be written now: it may have to say something else, or somebody removed it.
     pub fn is_due(&mut self) -> bool {
         let now = Instant::now();
-        if self.due.is_none() && self.written.last().is_some() {
-            self.due = Some(now + DELAY);
+        if now < self.due {
+            return false;
         }
-        self.due.is_none_or(|due| now >= due)
+        self.due = now + PAUSE;
+        if !self.path.exists() {
+            self.written.clear();
+        }
+        self.changed || self.written.last().is_none()
     }
 
     /// Writes it where it would say something else. What keeps it from being written is said once.
     pub fn write(&mut self, status: &Status) {
-        self.due = None;
+        self.changed = false;
         let text = status.to_json();
         if !self.written.is_new(&text) {
             return;
@@ -60,7 +74,6 @@ impl StatusFile {
             Ok(()) => drop(self.failed.clear()),
             Err(error) => {
                 self.written.clear();
-                self.due = Some(Instant::now() + PAUSE);
                 let why = daemon::one_line(&error);
                 if self.failed.is_new(&why) {
                     tracing::warn!("{why}; trying again");

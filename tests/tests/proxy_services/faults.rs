@@ -219,7 +219,7 @@ fn two_proxies_do_not_fight() -> Result<()> {
 }
 
 #[test]
-fn a_status_file_that_cannot_be_written_is_named_and_tried_again() -> Result<()> {
+fn a_status_file_that_cannot_be_written_or_is_lost_is_written_again() -> Result<()> {
     let Some(mut world) = World::new("statusfile", 0) else { return Ok(()) };
     let file = world.dir.path().join("status.json");
     std::fs::create_dir(&file)?;
@@ -229,5 +229,9 @@ fn a_status_file_that_cannot_be_written_is_named_and_tried_again() -> Result<()>
     std::fs::remove_dir(&file)?;
     let written = eventually(Duration::from_secs(10), || world.command("status").ok().ok());
     assert!(written.is_some(), "{}", world.proxy().log());
+    let log = world.proxy().log();
+    std::fs::remove_file(&file)?;
+    let written = eventually(Duration::from_secs(10), || world.command("status").ok().ok());
+    assert!(written.is_some() && world.proxy().log() == log, "{}", world.proxy().log());
     Ok(())
 }
