@@ -49,7 +49,12 @@ pub(crate) fn undo<'a>(record: Option<&'a Held>, undo: &mut Undo<'a>) {
 /// DEL: such a record goes.
 pub(crate) fn end(call: &Call) -> Result<(), Error> {
     let record = Records::of(&call.network)?.find_if_usable(&call.who)?;
-    record.filter(|record| record.before.link.is_some()).map_or(Ok(()), |record| record.remove())
+    record.filter(is_such).map_or(Ok(()), |record| record.remove())
+}
+
+/// It may be such a record. One that says nothing, as behind a kill, helps nobody else.
+fn is_such(record: &Held) -> bool {
+    record.before.link.is_some() || record.is_new
 }
 
 /// GC: such records go, with what they are of, unless they are of `valid` attachments.
@@ -58,7 +63,7 @@ pub(crate) fn sweep(network: &Network, valid: &[Attachment]) -> Result<(), Error
     let kept: BTreeSet<String> = valid.iter().map(Attachment::record_name).collect();
     let names = records.names();
     sweep::for_all(names.iter().filter(|name| !kept.contains(*name)), |name| {
-        let held = records.find_idle(name)?.filter(|held| held.before.link.is_some());
+        let held = records.find_idle(name)?.filter(is_such);
         held.map_or(Ok(()), |held| sweep::clear(&records, &[held]))
     })
 }

@@ -31,7 +31,7 @@ pub(crate) fn del(call: &Call, network: &Network) -> Result<(), Error> {
     let foreign_ipam = foreign_ipam(network)?;
     let record = records.find_if_usable(&call.who)?;
     let mut host = RouteSocket::open().map_err(|e| kernel(&e))?;
-    let link = find(call, &mut host)?;
+    let link = find(call, &mut host, record.is_some())?;
     let was_linked = link.is_some();
     let traces = traces(call, record.as_ref(), was_linked);
     // Whether it can be opened matters only once the link is gone.
@@ -43,10 +43,8 @@ pub(crate) fn del(call: &Call, network: &Network) -> Result<(), Error> {
     if traces.limits {
         shaping::del(call)?;
     }
-    let mut is_known = false;
     if let Some(mut rules) = rules.transpose()?.flatten() {
         let pods = own_addresses(call, &traces, &records);
-        is_known = pods.is_some();
         let ended = nat::stop(&mut rules, &call.who, pods.as_deref(), traces.host_ports)?;
         if !was_linked {
             // Otherwise the child that waits for the link has it open.
@@ -68,17 +66,7 @@ pub(crate) fn del(call: &Call, network: &Network) -> Result<(), Error> {
     if let Some(path) = &traces.scratch {
         scratch::remove(Path::new(path))?;
     }
-    record.map_or(Ok(()), |record| record.remove())?;
-    // Of two that went at once each saw the other one's record.
-    if traces.masqueraded && is_known && records.are_at_most(0) { end_subnets(call) } else { Ok(()) }
-}
-
-/// Nobody of the network is masqueraded any more.
-fn end_subnets(call: &Call) -> Result<(), Error> {
-    let Some(mut rules) = nat::open_if_there()? else { return Ok(()) };
-    nat::stop(&mut rules, &call.who, None, false)?;
-    rules.close_detached();
-    Ok(())
+    record.map_or(Ok(()), |record| record.remove())
 }
 
 /// What there may be of this attachment: what its record says, or anything where there is no record that tells
@@ -104,16 +92,15 @@ fn traces(call: &Call, record: Option<&Held>, is_linked: bool) -> Record {
     }
 }
 
-/// The masqueraded addresses that the record tells of; `None` where not all of them are still this container's,
-/// since another one may have them by now, or where it is the network's last.
+/// The masqueraded addresses that the record tells of; `None` where not all of them are still this container's, since
+/// another one may have them by now.
 fn own_addresses(call: &Call, traces: &Record, records: &Records) -> Option<Vec<HostAddress>> {
     if !traces.masqueraded {
         return Some(Vec::new());
     }
     let reservations = Reservations::of(traces.folder.as_ref()?.into(), records);
     let is_held = |pod: &HostAddress| reservations.is_held(pod.address, &call.who);
-    let is_last = records.are_at_most(1);
-    Some(traces.pods()).filter(|pods| !is_last && !pods.is_empty() && pods.iter().all(is_held))
+    Some(traces.pods()).filter(|pods| !pods.is_empty() && pods.iter().all(is_held))
 }
 
 /// One end of the attachment's veth pair, and where it is: `None` for this namespace.
@@ -133,14 +120,18 @@ impl Found {
 }
 
 /// The veth pair by the host's end, which has the same name at every call, or by the container's end where
-/// another plugin made it.
-fn find(call: &Call, host: &mut RouteSocket) -> Result<Option<Found>, Error> {
+/// another plugin made it. One that somebody renamed is looked for where there is a record.
+fn find(call: &Call, host: &mut RouteSocket, is_recorded: bool) -> Result<Option<Found>, Error> {
     let who = &call.who;
-    if let Some(end) = links::host_end(host, who)? {
+    let mut end = links::host_end(host, who)?;
+    if end.is_none() && is_recorded {
+        end = links::marked(host, who)?;
+    }
+    if let Some(end) = end {
         return Ok(Some(Found { end, netns: None }));
     }
     let Some(netns) = pod::open_if_there(call) else { return Ok(None) };
-    let far = container_end(who, &netns).filter(|far| !is_anothers(host, far, who));
+    let far = container_end(who, &netns).filter(|far| !links::is_anothers(host, far, who));
     Ok(far.map(|end| Found { end, netns: Some(netns) }))
 }
 
@@ -148,12 +139,4 @@ fn find(call: &Call, host: &mut RouteSocket) -> Result<Option<Found>, Error> {
 fn container_end(who: &Attachment, netns: &Netns) -> Option<Link> {
     let link = RouteSocket::open_in(netns).ok()?.link(&who.ifname).ok()??;
     (link.kind == Kind::Veth).then_some(link)
-}
-
-/// The container's end belongs to another attachment of ours, such as one whose name was in the
-/// way of the ADD that is now taken back.
-fn is_anothers(host: &mut RouteSocket, far: &Link, who: &Attachment) -> bool {
-    let near = links::peer_of(host, far).ok().flatten();
-    near.and_then(|near| near.alias)
-        .is_some_and(|alias| alias.starts_with(netmodel::MARK) && alias != who.alias())
 }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use cni_core::{Code, Error, Role};
+use rustix::fs::{FlockOperation, flock};
 
 use crate::{failure, records::make_folder};
 
@@ -51,6 +52,7 @@ pub(crate) fn install(arguments: impl Iterator<Item = OsString>) -> Result<Strin
     taken.into_iter().try_for_each(|path| not_a_folder(path))?;
     make_folder(&options.bin_dir)?;
     make_folder(&options.conf_dir)?;
+    let _alone = [&options.bin_dir, &options.conf_dir].map(|folder| alone_in(folder));
     let mut told = String::new();
     for program in &programs {
         replace_with(program, 0o755, |file| {
@@ -103,6 +105,13 @@ impl Options {
     }
 }
 
+/// No other install works in `folder` for as long as the result lives, so that what is half done there is nobody's. A
+/// file system without locks has to do without.
+fn alone_in(folder: &Path) -> Option<File> {
+    let opened = File::open(folder).ok()?;
+    flock(&opened, FlockOperation::LockExclusive).ok().map(|()| opened)
+}
+
 fn not_a_folder(path: &Path) -> Result<(), Error> {
     if fs::symlink_metadata(path).is_ok_and(|there| there.is_dir()) {
         return Err(failure::file("install", path, &io::ErrorKind::IsADirectory.into()));
@@ -139,11 +148,10 @@ fn replace_with(path: &Path, mode: u32, fill: impl FnOnce(&mut File) -> io::Resu
     made.map_err(|e| undone(&new, path, &e))
 }
 
-/// A name that no runtime takes for a plugin or a configuration, free unless an earlier process of the same
-/// number was killed.
+/// A name that no runtime takes for a plugin or a configuration, free of what a killed install left there.
 fn beside(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let new = path.with_file_name(format!(".{name}.{}.new", std::process::id()));
+    let new = path.with_file_name(format!(".{name}.new"));
     let _ = fs::remove_file(&new);
     new
 }

@@ -60,6 +60,13 @@ pub(crate) fn host_end(host: &mut RouteSocket, who: &Attachment) -> Result<Optio
     Ok(near.filter(|link| link.kind == Kind::Veth && may_be_of(link, who)))
 }
 
+/// The host's end of `who` by our mark alone, whatever its name.
+pub(crate) fn marked(host: &mut RouteSocket, who: &Attachment) -> Result<Option<Link>, Error> {
+    let alias = who.alias();
+    let is_it = |link: &Link| link.kind == Kind::Veth && link.alias.as_ref() == Some(&alias);
+    Ok(host.links().map_err(|e| kernel(&e))?.into_iter().find(is_it))
+}
+
 /// An interface that has a name of ours for `who` carries our mark for it, or none yet.
 pub(crate) fn may_be_of(link: &Link, who: &Attachment) -> bool {
     link.alias.as_deref().is_none_or(|alias| alias.is_empty() || alias == who.alias())
@@ -70,6 +77,14 @@ pub(crate) fn peer_of(host: &mut RouteSocket, far: &Link) -> Result<Option<Link>
     let Some(peer) = far.peer else { return Ok(None) };
     let near = host.link_by_index(peer.index)?;
     Ok(near.filter(|near| near.peer.is_some_and(|p| p.index == far.index)))
+}
+
+/// The container's end belongs to another attachment of ours: one whose name was in the way of the ADD that is now
+/// taken back, or one that has the path of a namespace that is gone.
+pub(crate) fn is_anothers(host: &mut RouteSocket, far: &Link, who: &Attachment) -> bool {
+    let near = peer_of(host, far).ok().flatten();
+    near.and_then(|near| near.alias)
+        .is_some_and(|alias| alias.starts_with(netmodel::MARK) && alias != who.alias())
 }
 
 /// The reference's words for a name that is in use already.

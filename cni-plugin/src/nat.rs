@@ -2,7 +2,7 @@
 
 use cni_core::{
     Attachment, Code, Elements, Error, HostAddress, Nat, Questions, Taken, Translated, masquerade_sets, mend,
-    nat_sweep, nat_table, port_sets, unmasquerade, unused_classes, unused_subnets,
+    nat_sweep, nat_table, port_sets, unmasquerade, unused_classes,
 };
 use linux::{Retry, nft::Socket};
 use ruleset::{Name, SetSpec, Transaction};
@@ -49,9 +49,8 @@ fn answers(socket: &mut Socket, questions: Questions) -> Result<Elements, linux:
 }
 
 /// Ends it for `who`, and returns the host ports that ended. `pods` are its masqueraded addresses; `None` where
-/// they are not known, may be somebody else's by now, or are the network's last: then all elements are looked
-/// through, and subnets without a masqueraded address go too. So are those of host ports where there may be
-/// `ports`.
+/// they are not known, or may be somebody else's by now: then all elements are looked through. So are those of host
+/// ports where there may be `ports`.
 pub(crate) fn stop(
     socket: &mut Socket,
     who: &Attachment,
@@ -63,18 +62,11 @@ pub(crate) fn stop(
         return Ok(Vec::new());
     }
     persist(|| {
-        let generation = socket.generation()?;
         let masqueraded = masquerade_sets().filter(|_| pods.is_none());
         let seen = elements(socket, port_sets().filter(|_| ports).chain(masqueraded))?;
         let (mut change, ended) = nat_sweep(&seen, |owner| owner == alias);
-        let done = match pods {
-            Some(pods) => socket.commit(change.extend(unmasquerade(pods))),
-            // A subnet may stay in use only by what an ADD brings meanwhile.
-            None => {
-                change.extend(unused_subnets(&seen, |owner| owner == alias));
-                socket.commit_at(&change, Some(generation))
-            }
-        };
+        change.extend(unmasquerade(pods.unwrap_or_default()));
+        let done = socket.commit(&change);
         // Where something is missing, others have changed it: what is left is found by looking.
         pods = pods.filter(|pods| pods.is_empty());
         done.map(|()| ended)
@@ -115,7 +107,7 @@ pub(crate) fn sweep(is_doomed: impl Fn(&str) -> bool) -> Result<Vec<Translated>,
         let classes = unused_classes(&have, &is_doomed);
         let seen = have.sets.into_iter().map(|(name, set)| (name, set.elements)).collect();
         let (doomed, ended) = nat_sweep(&seen, &is_doomed);
-        change.extend(doomed).extend(unused_subnets(&seen, &is_doomed)).extend(classes);
+        change.extend(doomed).extend(classes);
         socket.commit_at(&change, Some(generation)).map(|()| ended)
     })
 }

@@ -135,11 +135,6 @@ impl Records {
         entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
     }
 
-    /// There are that many records at most.
-    pub(crate) fn are_at_most(&self, most: usize) -> bool {
-        fs::read_dir(&self.folder).into_iter().flatten().take(most + 1).count() <= most
-    }
-
     /// Whether an attachment other than `who` may have `address`.
     pub(crate) fn claim(&self, address: IpAddr, who: &Attachment) -> bool {
         let others = self.names().into_iter().filter(|name| *name != who.record_name());

@@ -84,6 +84,7 @@ pub(crate) fn release(call: &Call) -> Result<(), Error> {
         return Ok(());
     }
     let far = pod::open_if_there(call).and_then(|netns| far_end(call, &netns).ok().flatten());
+    let far = far.filter(|far| !links::is_anothers(&mut host, far, &call.who));
     if let Some(near) = far.and_then(|far| links::peer_of(&mut host, &far).ok().flatten()) {
         let redirections = host.redirections(near.index).unwrap_or_default();
         let is_ours = ifb.as_ref().is_some_and(|ifb| redirections.contains(&ifb.index));

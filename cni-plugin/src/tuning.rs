@@ -20,7 +20,7 @@ use netmodel::Mtu;
 
 use crate::{
     failure::{self, kernel},
-    files,
+    files, links,
     networks::Call,
     plugin::{Plugin, nothing_to_do},
     pod,
@@ -185,6 +185,10 @@ fn del(call: &Call) -> Result<(), Error> {
 fn restore(call: &Call, netns: &Netns, backup: &Backup) -> Result<(), Error> {
     let (mut socket, link) = find(call, netns)?;
     let Some(link) = link else { return Ok(()) };
+    let mut host = RouteSocket::open().map_err(|e| kernel(&e))?;
+    if links::is_anothers(&mut host, &link, &call.who) {
+        return Ok(());
+    }
     let restored = socket.request(&link::change(link.index, &link.name, &as_before(backup)));
     restored.map_err(|e| kernel(&e))
 }

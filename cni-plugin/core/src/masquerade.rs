@@ -1,5 +1,5 @@
-//! Masquerading for networks that ask for it (`ipMasq`): one element per address, and one per subnet, so that
-//! an attachment costs the same however many there are.
+//! Masquerading for networks that ask for it (`ipMasq`): two elements per address, so that an attachment costs the same
+//! however many there are, and nobody's subnet is in the way of another's.
 
 use std::net::IpAddr;
 
@@ -12,8 +12,8 @@ use crate::{HostAddress, entry::Entry};
 struct Words {
     /// Addresses of containers.
     pods: &'static str,
-    /// Subnets of containers, each twice: between its addresses nothing is masqueraded.
-    own: &'static str,
+    /// Each of them with its own subnet, to which it is not masqueraded.
+    homes: &'static str,
     from: Field,
     to: Field,
     multicast: (IpAddr, u8),
@@ -21,7 +21,7 @@ struct Words {
 
 const FOUR: Words = Words {
     pods: "pods4",
-    own: "own4",
+    homes: "homes4",
     from: Field::IpSaddr,
     to: Field::IpDaddr,
     multicast: (IpAddr::V4(std::net::Ipv4Addr::new(224, 0, 0, 0)), 4),
@@ -29,7 +29,7 @@ const FOUR: Words = Words {
 
 const SIX: Words = Words {
     pods: "pods6",
-    own: "own6",
+    homes: "homes6",
     from: Field::Ip6Saddr,
     to: Field::Ip6Daddr,
     multicast: (IpAddr::V6(std::net::Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)), 8),
@@ -46,12 +46,12 @@ impl Words {
         SetSpec::set(self.from)
     }
 
-    fn own_key(&self) -> Selector {
+    fn homes_key(&self) -> Selector {
         Selector::concat([self.from, self.to])
     }
 
-    fn own_spec(&self) -> SetSpec {
-        SetSpec::set(self.own_key()).interval()
+    fn homes_spec(&self) -> SetSpec {
+        SetSpec::set(self.homes_key()).interval()
     }
 
     fn rules(&self) -> [Rule; 2] {
@@ -59,7 +59,7 @@ impl Words {
         let elsewhere = Subnet::new(address, prefix).ok().map(|multicast| self.to.not_within(multicast));
         let outside = [self.from.in_set(self.pods)].into_iter().chain(elsewhere);
         [
-            Rule::new([self.own_key().in_set(self.own), Statement::RETURN])
+            Rule::new([self.homes_key().in_set(self.homes), Statement::RETURN])
                 .comment("weft: pod to its subnet"),
             Rule::new(outside.chain([Statement::Masquerade(PortChoice::FullyRandom)]))
                 .comment("weft: pod to the outside"),
@@ -76,7 +76,7 @@ pub(crate) fn add_sets_to(table: &mut Table) {
 
 /// The sets, and what is in them.
 pub(crate) fn sets() -> impl Iterator<Item = (&'static str, SetSpec)> {
-    BOTH.into_iter().flat_map(|words| [(words.pods, words.pods_spec()), (words.own, words.own_spec())])
+    BOTH.into_iter().flat_map(|words| [(words.pods, words.pods_spec()), (words.homes, words.homes_spec())])
 }
 
 /// The rules for the postrouting hook.
@@ -89,37 +89,25 @@ fn subnet_of(pod: &HostAddress) -> Option<Subnet> {
     Subnet::containing(pod.address, pod.prefix).ok().filter(|subnet| subnet.address() != subnet.last())
 }
 
-/// The elements of `pods`: the subnets' belong to nobody.
+/// The elements of `pods`.
 pub(crate) fn entries(pods: &[HostAddress], whose: &str) -> impl Iterator<Item = Entry> {
-    pods.iter().enumerate().flat_map(move |(number, pod)| {
+    pods.iter().flat_map(move |pod| {
         let words = Words::of(pod.address);
+        let element = || Element::default().comment(whose);
         let address = Key::One(pod.address.into());
-        let masqueraded = Element::default().comment(whose);
-        let one = Entry { set: words.pods, spec: words.pods_spec(), key: address, element: masqueraded };
-        let earlier = |subnet: &Subnet| pods.iter().take(number).any(|pod| subnet_of(pod) == Some(*subnet));
-        let own = subnet_of(pod).filter(|subnet| !earlier(subnet)).map(|subnet| {
-            let twice = |address: IpAddr| Value::concat([Value::from(address), Value::from(address)]);
-            let key = Key::range(twice(subnet.address()), twice(subnet.last()));
-            Entry { set: words.own, spec: words.own_spec(), key, element: Element::default() }
+        let one = Entry { set: words.pods, spec: words.pods_spec(), key: address, element: element() };
+        let home = subnet_of(pod).map(|subnet| {
+            let to = |address: IpAddr| Value::concat([Value::from(pod.address), Value::from(address)]);
+            let key = Key::range(to(subnet.address()), to(subnet.last()));
+            Entry { set: words.homes, spec: words.homes_spec(), key, element: element() }
         });
-        [one].into_iter().chain(own)
+        [one].into_iter().chain(home)
     })
 }
 
-/// The set holds subnets.
-pub(crate) fn is_of_subnets(set: &str) -> bool {
-    BOTH.iter().any(|words| words.own == set)
-}
-
-/// The set that says whether a subnet of `own` is still in use, by its addresses.
-pub(crate) fn pods_of(own: &str) -> &'static str {
-    if own == FOUR.own { FOUR.pods } else { SIX.pods }
-}
-
-/// All of `inner`, an address or the key of a subnet, lies in the subnet that `own` is the key of.
-pub(crate) fn holds(own: &Key, inner: &Key) -> bool {
-    // Both halves of a subnet's key are the same.
-    let length = own.first().as_bytes().len() / 2;
-    let half = |value: &Value| value.as_bytes().get(..length).map(<[u8]>::to_vec);
-    half(own.first()) <= half(inner.first()) && half(inner.last()) <= half(own.last())
+/// Both are elements of `set`, and of one address: an address has one home.
+pub(crate) fn are_homes_of_one(set: &str, one: &Key, other: &Key) -> bool {
+    let address =
+        |key: &Key| key.first().as_bytes().get(..key.first().as_bytes().len() / 2).map(<[u8]>::to_vec);
+    BOTH.iter().any(|words| words.homes == set) && address(one) == address(other)
 }

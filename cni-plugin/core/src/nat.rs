@@ -42,18 +42,9 @@ pub struct Nat<'a> {
 }
 
 impl Entry {
-    /// Where that element is, this one need not be: it is the same, or its subnet lies in that one, which the
-    /// kernel would not take beside it.
-    fn is_served_by(&self, key: &Key, element: &Element) -> bool {
-        if masquerade::is_of_subnets(self.set) {
-            return masquerade::holds(key, &self.key);
-        }
-        (key, element) == (&self.key, &self.element)
-    }
-
     /// An element with that key has to go for this one.
     fn replaces(&self, key: &Key) -> bool {
-        *key == self.key || (masquerade::is_of_subnets(self.set) && masquerade::holds(&self.key, key))
+        *key == self.key || masquerade::are_homes_of_one(self.set, key, &self.key)
     }
 }
 
@@ -137,9 +128,9 @@ impl Nat<'_> {
     pub fn questions(&self) -> Questions {
         let mut questions = Questions::default();
         for entry in self.entries() {
-            match entry.key {
-                Key::One(key) => questions.keys.push((entry.set.into(), key)),
-                Key::Range(_) => drop(questions.sets.insert(entry.set.into(), entry.spec)),
+            // An address that nobody left behind has no home either.
+            if let Key::One(key) = entry.key {
+                questions.keys.push((entry.set.into(), key));
             }
         }
         for port in self.ports {
@@ -152,8 +143,8 @@ impl Nat<'_> {
     }
 
     /// The change that gives this attachment its elements, where the rules are whole and the answers to the
-    /// [questions](Self::questions) are `seen`; `None` where the rules are not whole. An element that others
-    /// left behind is replaced.
+    /// [questions](Self::questions) are `seen`; `None` where the rules are not whole, or somebody left an address of
+    /// this one's behind.
     ///
     /// # Errors
     /// A host port has another owner.
@@ -163,6 +154,11 @@ impl Nat<'_> {
             table.chains.iter().all(|(name, chain)| is_same(&table, &chain.rules, rules.get(name)))
         };
         let Some(mark) = self.marks().find(whole) else { return Ok(None) };
+        let is_there =
+            |entry: Entry| seen.get(&Name::from(entry.set)).is_some_and(|set| set.contains_key(&entry.key));
+        if masquerade::entries(self.masqueraded, self.whose).any(is_there) {
+            return Ok(None);
+        }
         let mut change = self.change(seen)?;
         let table = table(mark);
         let mut chains = Transaction::new(table.family, &table.name);
@@ -194,18 +190,24 @@ impl Nat<'_> {
         for entry in self.entries() {
             let set = Name::from(entry.set);
             let there = || seen.get(&set).into_iter().flatten();
-            match there().find(|(key, element)| entry.is_served_by(key, element)) {
-                // Nobody's: whoever takes out what nobody uses may do so before this change is made.
-                Some((key, _)) if masquerade::is_of_subnets(entry.set) && *key == entry.key => {}
-                Some(_) => continue,
-                None => {
-                    let replaced = there().map(|(key, _)| key).filter(|key| entry.replaces(key));
-                    change.delete_elements(&set, &entry.spec, replaced.cloned());
-                }
+            if there().any(|(key, element)| self.is_left_to_sibling(&entry, key, element)) {
+                continue;
             }
+            if there().any(|(key, element)| (key, element) == (&entry.key, &entry.element)) {
+                continue;
+            }
+            let replaced = there().map(|(key, _)| key).filter(|key| entry.replaces(key));
+            change.delete_elements(&set, &entry.spec, replaced.cloned());
             change.add_elements(&set, &entry.spec, [(entry.key, entry.element)]);
         }
         Ok(change)
+    }
+
+    /// Another interface of the same container has the host port of `entry`, and keeps it.
+    fn is_left_to_sibling(&self, entry: &Entry, key: &Key, element: &Element) -> bool {
+        let owner = element.comment.as_deref().unwrap_or_default();
+        let is_port = port_sets().any(|(name, _)| name.as_str() == entry.set);
+        is_port && *key == entry.key && owner != self.whose && is_same_container(owner, self.whose)
     }
 
     /// The change after which the table is whole, has this attachment's elements too, and keeps those that
@@ -262,7 +264,13 @@ impl Nat<'_> {
         }
         let holds = |entry: &Entry| {
             let set = have.and_then(|have| have.sets.get(&Name::from(entry.set)));
-            set.is_some_and(|set| set.elements.iter().any(|(key, element)| entry.is_served_by(key, element)))
+            set.is_some_and(|set| {
+                let mut elements = set.elements.iter();
+                elements.any(|(key, element)| {
+                    (key, element) == (&entry.key, &entry.element)
+                        || self.is_left_to_sibling(entry, key, element)
+                })
+            })
         };
         for pod in self.masqueraded {
             if !masquerade::entries(&[*pod], self.whose).all(|entry| holds(&entry)) {
@@ -334,8 +342,16 @@ fn rival_of<'a>(port: &Forwarding, seen: &'a Elements, whose: &str) -> Option<&'
                 matches!(&element.data, Data::Value(old) if old.as_bytes().starts_with(to.as_bytes()));
             !stale && hostport_rules::is_in_the_way(map, key, port)
         });
-        same.map(|(_, element)| element.comment.as_deref().unwrap_or_default()).find(|owner| *owner != whose)
+        same.map(|(_, element)| element.comment.as_deref().unwrap_or_default())
+            .find(|owner| *owner != whose && !is_same_container(owner, whose))
     })
+}
+
+/// Both marks are of attachments of one container: runtimes ask for its host ports on each of its networks.
+fn is_same_container(one: &str, other: &str) -> bool {
+    let container =
+        |mark: &str| Taken { port: String::new(), owner: mark.to_owned() }.owner().map(|who| who.container);
+    container(one).is_some_and(|one| container(other) == Some(one))
 }
 
 /// The change that takes out every element of `seen` whose comment is `doomed`, and the host ports that end
@@ -352,23 +368,6 @@ pub fn nat_sweep(seen: &Elements, doomed: impl Fn(&str) -> bool) -> (Transaction
         change.delete_elements(&name, &spec, gone.into_iter().map(|(key, _)| key.clone()));
     }
     (change, ended)
-}
-
-/// The change that takes out the subnets of `seen` without a masqueraded address that is not `doomed`.
-#[must_use]
-pub fn unused_subnets(seen: &Elements, doomed: impl Fn(&str) -> bool) -> Transaction {
-    let (family, name) = nat_table();
-    let mut change = Transaction::new(family, name);
-    for (name, spec) in masquerade::sets().filter(|(name, _)| masquerade::is_of_subnets(name)) {
-        let pods = seen.get(&Name::from(masquerade::pods_of(name))).into_iter().flatten();
-        let stay = pods.filter(|(_, pod)| !pod.comment.as_deref().is_some_and(&doomed)).map(|(key, _)| key);
-        let stay: Vec<&Key> = stay.collect();
-        let name = Name::from(name);
-        let subnets = seen.get(&name).into_iter().flat_map(BTreeMap::keys);
-        let unused = subnets.filter(|own| !stay.iter().any(|pod| masquerade::holds(own, pod)));
-        change.delete_elements(&name, &spec, unused.cloned());
-    }
-    change
 }
 
 /// The change that takes out the chains of `have` that only elements whose comment is `doomed` lead to, or none.
@@ -391,7 +390,7 @@ pub fn unused_classes(have: &Observed, doomed: impl Fn(&str) -> bool) -> Transac
 pub fn unmasquerade(pods: &[HostAddress]) -> Transaction {
     let (family, name) = nat_table();
     let mut change = Transaction::new(family, name);
-    for entry in masquerade::entries(pods, "").filter(|entry| !masquerade::is_of_subnets(entry.set)) {
+    for entry in masquerade::entries(pods, "") {
         change.delete_elements(&entry.set.into(), &entry.spec, [entry.key]);
     }
     change

@@ -46,7 +46,7 @@ fn a_host_port_leads_to_its_pod_from_everywhere() -> Result<()> {
     expect(ask(&neighbour.netns, "192.0.2.9:8080"), "beyond", "192.0.2.1");
     lab.del(&pod, &json!([]));
     assert!(is_silent(outside, "192.0.2.1:8080")? && is_silent(outside, "[2001:db8::1]:8080")?);
-    assert_eq!((Lab::elements_of("web")?, Lab::elements_of("client")?), (0, 2));
+    assert_eq!((Lab::elements_of("web")?, Lab::elements_of("client")?), (0, 4));
     Ok(())
 }
 
@@ -241,11 +241,11 @@ fn portmap_serves_a_chain_of_other_plugins() -> Result<()> {
     }
     call("CHECK", &pod.who, &asked).silent();
     let listed = |id: &str| Lab::elements_of(id);
-    assert_eq!(listed("web")?, 10);
+    assert_eq!(listed("web")?, 12);
     let homeless: Value =
         json!({"cniVersion": "1.1.0", "name": "net", "type": "portmap", "stateDir": lab.bed.path("state")});
     call("DEL", &pod.who.homeless(), &homeless).silent();
-    assert_eq!(listed("web")?, 2, "what the bridge plugin made stays");
+    assert_eq!(listed("web")?, 4, "what the bridge plugin made stays");
     assert!(
         call("CHECK", &pod.who, &asked).error().1.contains("host port 8080/tcp does not lead to 10.99.0.2")
     );

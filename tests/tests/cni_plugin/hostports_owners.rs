@@ -78,7 +78,7 @@ fn a_port_of_a_pod_that_died_without_a_word_is_free() -> Result<()> {
     lab.try_add(&two, &json!([tcp(8080)])).result();
     expect(ask(&lab.outside, "192.0.2.1:8080"), "two", "192.0.2.9");
     lab.del(&one, &json!([tcp(8080)]));
-    assert_eq!((Lab::elements_of("one")?, Lab::elements_of("two")?), (0, 6));
+    assert_eq!((Lab::elements_of("one")?, Lab::elements_of("two")?), (0, 8));
     Ok(())
 }
 
@@ -107,6 +107,25 @@ fn what_chained_plugins_gave_a_pod_that_died_without_a_word_goes() -> Result<()>
     let limited = Cmd::new("ip -j link show type ifb").json()?;
     assert_eq!(limited.as_array().map(Vec::len), Some(1), "{limited}");
     assert_eq!(Lab::elements_of("one")?, 0);
+    Ok(())
+}
+
+#[test]
+fn a_container_with_two_networks_has_its_port_on_the_first() -> Result<()> {
+    let Some(lab) = Lab::new("hosttwice")? else { return Ok(()) };
+    let web = lab.add("web", &json!([tcp(8080)]))?;
+    let second = Who { ifname: "eth1".into(), ..web.who.clone() };
+    let ipam = json!({"type": "host-local", "dataDir": lab.bed.path("networks"), "subnet": "10.98.0.0/24"});
+    let other =
+        json!({"name": "other", "bridge": "br1", "isDefaultGateway": false, "isGateway": true, "ipam": ipam});
+    let config = with(&lab.config(&json!([tcp(8080)])), &other);
+    let result = call("ADD", &second, &config).result();
+    call("CHECK", &second, &with(&config, &json!({"prevResult": result}))).silent();
+    expect(ask(&lab.outside, "192.0.2.1:8080"), "web", "192.0.2.9");
+    call("DEL", &second, &config).silent();
+    expect(ask(&lab.outside, "192.0.2.1:8080"), "web", "192.0.2.9");
+    let (_, text) = lab.try_add(&Lab::pod("rival")?, &json!([tcp(8080)])).error();
+    assert!(text.contains("is taken by container web (interface eth0, network net)"), "{text}");
     Ok(())
 }
 
@@ -231,7 +250,7 @@ fn gc_ends_the_host_ports_of_the_dead_alone() -> Result<()> {
     let valid = json!([{"containerID": "c2", "ifname": "eth0"}]);
     let config = with(&lab.config(&json!([])), &json!({"cni.dev/valid-attachments": valid}));
     call("GC", &pods[0].who, &config).silent();
-    assert_eq!((Lab::elements_of("c1")?, Lab::elements_of("c2")?), (0, 6));
+    assert_eq!((Lab::elements_of("c1")?, Lab::elements_of("c2")?), (0, 8));
     assert!(is_silent(&lab.outside, "192.0.2.1:81")?);
     for (port, name) in [(82, "c2"), (83, "c3")] {
         expect(ask(&lab.outside, &format!("192.0.2.1:{port}")), name, "192.0.2.9");

@@ -114,6 +114,23 @@ fn a_runtime_never_meets_half_a_file() -> Result<()> {
 }
 
 #[test]
+fn what_killed_installs_left_goes_and_several_at_once_are_one_after_another() -> Result<()> {
+    let dir = TempDir::new("several")?;
+    for left in ["bin/.flannel.new", "bin/.portmap.new", "net.d/.10-flannel.conflist.new"] {
+        dir.write(&format!("a/{left}"), "half of it")?;
+    }
+    // Each with process numbers of its own, as containers have them.
+    let several: Vec<_> = (0..8).map(|_| install(&dir, "").entering(["unshare", "-p", "-f"])).collect();
+    thread::scope(|scope| {
+        let all: Vec<_> = several.iter().map(|one| scope.spawn(|| one.ok().map(drop))).collect();
+        all.into_iter().try_for_each(|one| one.join().expect("no panic"))
+    })?;
+    let all = [names(&dir.path().join("a/bin")), names(&dir.path().join("a/net.d"))].concat();
+    assert!(all.len() == 9 && all.iter().all(|name| !name.starts_with('.')), "{all:?}");
+    Ok(())
+}
+
+#[test]
 fn who_asks_how_it_is_called_is_told() -> Result<()> {
     let dir = TempDir::new("usage")?;
     for asked in ["--help", "-h"] {

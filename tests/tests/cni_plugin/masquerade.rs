@@ -39,7 +39,7 @@ pub(crate) fn config(bed: &Bed) -> Value {
 
 /// The elements of our table as `nft` lists them.
 fn elements() -> Result<String> {
-    let sets = ["pods4", "own4", "pods6", "own6"].map(|set| format!("nft list set inet weft-cni {set}"));
+    let sets = ["pods4", "homes4", "pods6", "homes6"].map(|set| format!("nft list set inet weft-cni {set}"));
     sets.iter().map(|line| Ok(Cmd::new(line).ok()?.stdout)).collect()
 }
 
@@ -62,8 +62,8 @@ fn what_leaves_is_masqueraded_and_what_stays_is_not() -> Result<()> {
     one.cmd("ping -n -c1 -W2 10.99.0.2").ok()?;
     dump.wait_for_log("IP 10.99.0.3 > 10.99.0.2", std::time::Duration::from_secs(5))?;
     let listed = elements()?;
-    assert_eq!(listed.matches("weft:net/c1/eth0").count(), 2, "{listed}");
-    assert!(listed.contains("10.99.0.0/24 . 10.99.0.0/24"), "{listed}");
+    assert_eq!(listed.matches("weft:net/c1/eth0").count(), 4, "{listed}");
+    assert!(listed.contains("10.99.0.3 . 10.99.0.0/24"), "{listed}");
     call("CHECK", &first, &with(&config(&bed), &json!({"prevResult": result}))).silent();
     drop(outside);
     Ok(())
@@ -81,7 +81,7 @@ fn del_takes_the_elements_of_its_own_pod_alone() -> Result<()> {
     call("DEL", &whos[1].homeless(), &config).silent();
     call("DEL", &whos[2], &with(&config, &json!({"ipMasq": false}))).silent();
     let left = elements()?;
-    for (id, count) in [("c1", 0), ("c2", 0), ("c3", 0), ("c4", 2)] {
+    for (id, count) in [("c1", 0), ("c2", 0), ("c3", 0), ("c4", 4)] {
         assert_eq!(left.matches(&format!("weft:net/{id}/eth0")).count(), count, "{id}: {left}");
     }
     let full = with(&config, &json!({"prevResult": results[3]}));
@@ -108,12 +108,13 @@ fn a_table_that_others_broke_is_made_whole() -> Result<()> {
     let config = config(&bed);
     call("ADD", &Who::new("c1", &one), &config).result();
     Cmd::new("nft delete chain inet weft-cni postrouting").ok()?;
-    Cmd::new("nft delete set inet weft-cni own4").ok()?;
+    Cmd::new("nft delete set inet weft-cni homes4").ok()?;
     let who = Who::new("c2", &two);
     let result = call("ADD", &who, &config).result();
     call("CHECK", &who, &with(&config, &json!({"prevResult": result}))).silent();
     let listed = elements()?;
-    assert_eq!((listed.matches("/c1/").count(), listed.matches("/c2/").count()), (2, 2), "{listed}");
+    // What was in that set of others is gone with it.
+    assert_eq!((listed.matches("/c1/").count(), listed.matches("/c2/").count()), (3, 4), "{listed}");
     Ok(())
 }
 
@@ -172,7 +173,16 @@ fn networks_with_subnets_in_each_other_are_both_masqueraded() -> Result<()> {
             call("CHECK", &Who::new("c1", pod), &with(&config, &json!({"prevResult": result}))).silent();
             pod.cmd("ping -n -c1 -W2 192.0.2.9").ok()?;
         }
-        assert_eq!(Cmd::new("nft list set inet weft-cni own4").ok()?.stdout.matches("10.99.").count(), 2);
+        // What lies in the wide one is outside of the narrow one.
+        outside.cmd("ip address add 10.99.50.1/32 dev lo").ok()?;
+        Cmd::new("ip route add 10.99.50.1/32 via 192.0.2.9").ok()?;
+        assert_eq!(Cmd::new("nft list set inet weft-cni homes4").ok()?.stdout.matches("/c1/").count(), 2);
+        for (pod, subnet) in pods.iter().zip(subnets) {
+            pod.cmd("ping -n -c1 -W2 192.0.2.9").ok()?;
+            if subnet.ends_with("/24") {
+                pod.cmd("ping -n -c1 -W2 10.99.50.1").ok()?;
+            }
+        }
         drop(outside);
     }
     Ok(())
@@ -201,11 +211,11 @@ fn sixteen_first_calls_make_one_table_and_sixteen_last_ones_empty_it() -> Result
     }
     let table = Cmd::new("nft list table inet weft-cni").ok()?.stdout;
     assert_eq!(table.matches(" masquerade").count(), 4, "{table}");
-    assert_eq!(elements()?.matches("weft:net/").count(), 32);
+    assert_eq!(elements()?.matches("weft:net/").count(), 64);
     for answer in crate::crowd::call_all("DEL", &bed.host, &pods, &config(&bed), 16) {
         answer.silent();
     }
     let left = elements()?;
-    assert!(!left.contains("elements"), "the subnets go with the last: {left}");
+    assert!(!left.contains("elements"), "{left}");
     Ok(())
 }

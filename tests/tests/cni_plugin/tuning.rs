@@ -103,6 +103,20 @@ fn two_entries_of_a_chain_are_both_restored() -> Result<()> {
 }
 
 #[test]
+fn a_late_del_restores_nothing_of_whoever_has_the_namespace_now() -> Result<()> {
+    let Some(tuned) = Tuned::new("tunelate")? else { return Ok(()) };
+    let before = tuned.link()?;
+    let gone = json!({"mtu": 1500, "network": "net"}).to_string();
+    tuned.bed.dir.write("tuning/old_eth0.json", gone)?;
+    let late = Who { id: "old".into(), ..tuned.who.clone() };
+    let config =
+        json!({"cniVersion": "1.1.0", "name": "net", "type": "tuning", "dataDir": tuned.bed.path("tuning")});
+    call("DEL", &late, &config).silent();
+    assert_eq!((tuned.link()?, tuned.backups()), (before, vec![]));
+    Ok(())
+}
+
+#[test]
 fn the_address_comes_by_every_way() -> Result<()> {
     let Some(tuned) = Tuned::new("tunemac")? else { return Ok(()) };
     let mac = |n: u8| format!("02:00:00:00:00:0{n}");

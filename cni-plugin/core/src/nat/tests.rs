@@ -82,7 +82,7 @@ fn the_table_is_a_few_rules_for_any_number_of_pods() {
     assert_eq!(table.check(), Ok(()));
     let text = table.to_string();
     for wanted in [
-        "ip saddr . ip daddr @own4 return",
+        "ip saddr . ip daddr @homes4 return",
         "ip saddr @pods4 ip daddr != 224.0.0.0/4 masquerade",
         "ip6 saddr @pods6 ip6 daddr != ff00::/8 masquerade",
         "type nat hook prerouting priority -99",
@@ -101,17 +101,13 @@ fn elements_come_go_and_are_found_by_their_owner() {
     let (a, b) = (ports(5, &mapping(8080, "")), ports(6, &mapping(8081, "192.0.2.1")));
     kernel.set(&nat(A, &pods(5), &a)).unwrap();
     kernel.set(&nat(B, &pods(6), &b)).unwrap();
-    assert_eq!((kernel.owned_by(A), kernel.owned_by(B)), (6, 4));
+    assert_eq!((kernel.owned_by(A), kernel.owned_by(B)), (8, 6));
     let (change, ended) = nat_sweep(&kernel.elements(), |owner| owner == A);
     let ended: Vec<_> = ended.iter().map(|e| (e.port, e.pod.to_string(), e.container_port)).collect();
     assert_eq!(ended, [(8080, "10.1.0.5".to_owned(), 80), (8080, "fd00::5".to_owned(), 80)]);
     apply(&mut kernel.0, &change).unwrap();
-    assert_eq!((kernel.owned_by(A), kernel.owned_by(B)), (0, 4));
-    assert!(unused_subnets(&kernel.elements(), |_| false).is_empty());
+    assert_eq!((kernel.owned_by(A), kernel.owned_by(B)), (0, 6));
     apply(&mut kernel.0, &unmasquerade(&pods(6))).unwrap();
-    let unused = unused_subnets(&kernel.elements(), |_| false);
-    assert_eq!(unused.changes.len(), 2);
-    apply(&mut kernel.0, &unused).unwrap();
     assert_eq!(kernel.elements().values().flatten().count(), 2);
 }
 
@@ -167,7 +163,7 @@ fn what_others_left_is_replaced() {
     kernel.set(&nat(A, &pods(5), &port)).unwrap();
     // The same address is somebody else's now: its old owner has gone without a DEL.
     kernel.set(&nat(B, &pods(5), &port)).unwrap();
-    assert_eq!((kernel.owned_by(A), kernel.owned_by(B)), (0, 6));
+    assert_eq!((kernel.owned_by(A), kernel.owned_by(B)), (0, 8));
     let other = ports(6, &mapping(80, ""));
     let claim = nat(A, &[], &other);
     assert!(claim.repair(kernel.0.as_ref()).is_err());
@@ -176,37 +172,38 @@ fn what_others_left_is_replaced() {
 }
 
 #[test]
-fn a_subnet_that_is_taken_out_meanwhile_comes_back() {
-    let mut kernel = Kernel::default();
-    kernel.set(&nat(A, &pods(5), &[])).unwrap();
-    let (claimed, whole) = (pods(6), kernel.0.clone().unwrap());
-    let claim = nat(B, &claimed, &[]);
-    let rules = whole.chains.iter().map(|(name, chain)| (name.clone(), chain.rules.clone())).collect();
-    let change = claim.claim(&rules, &kernel.seen(&claim.questions())).unwrap().unwrap();
-    let seen = kernel.elements();
-    for change in [nat_sweep(&seen, |owner| owner == A).0, unused_subnets(&seen, |owner| owner == A), change]
-    {
-        apply(&mut kernel.0, &change).unwrap();
-    }
-    assert_eq!(claim.missing(kernel.0.as_ref()), [""; 0]);
-}
-
-#[test]
-fn subnets_never_overlap() {
+fn an_address_has_one_home_and_homes_never_overlap() {
     let at = |address: &str, prefix| HostAddress { address: address.parse().unwrap(), prefix };
     let (wide, narrow) = ([at("10.1.5.9", 16)], [at("10.1.5.2", 24), at("10.1.5.3", 24)]);
+    let homes = |kernel: &Kernel| kernel.elements()[&Name::from("homes4")].len();
     for pods in [[&wide[..], &narrow], [&narrow, &wide]] {
         let mut kernel = Kernel::default();
         for (pods, whose) in pods.into_iter().zip([A, B]) {
             kernel.set(&nat(whose, pods, &[])).unwrap();
         }
-        let own = &kernel.elements()[&Name::from("own4")];
-        let ends: Vec<_> = own.keys().map(|key| key.last().as_bytes().to_vec()).collect();
-        assert_eq!(ends, [[10, 1, 255, 255, 10, 1, 255, 255]]);
-        assert!(nat(A, pods[0], &[]).missing(kernel.0.as_ref()).is_empty());
-        assert!(unused_subnets(&kernel.elements(), |owner| owner == A).is_empty());
-        assert_eq!(unused_subnets(&kernel.elements(), |_| true).changes.len(), 1);
+        assert_eq!(homes(&kernel), 3);
+        // The same address in another subnet.
+        kernel.set(&nat(B, &[at("10.1.5.2", 16)], &[])).unwrap();
+        assert_eq!(homes(&kernel), 3);
+        kernel.set(&nat(B, &[at("10.1.5.2", 32)], &[])).unwrap();
+        assert!(nat(B, &[at("10.1.5.2", 32)], &[]).missing(kernel.0.as_ref()).is_empty());
+        let (all, _) = nat_sweep(&kernel.elements(), |_| true);
+        apply(&mut kernel.0, &all).unwrap();
+        assert_eq!(kernel.elements().values().flatten().count(), 0);
     }
+}
+
+#[test]
+fn a_container_has_its_port_on_the_interface_that_asked_first() {
+    let sibling = A.replace("eth0", "eth1");
+    let mut kernel = Kernel::default();
+    let (one, two) = (ports(5, &mapping(80, "")), ports(6, &mapping(80, "")));
+    kernel.set(&nat(A, &pods(5), &one)).unwrap();
+    let before = kernel.owned_by(A);
+    kernel.set(&nat(&sibling, &pods(6), &two)).unwrap();
+    assert_eq!((kernel.owned_by(A), nat(A, &pods(5), &one).missing(kernel.0.as_ref())), (before, vec![]));
+    assert_eq!(nat(&sibling, &pods(6), &two).missing(kernel.0.as_ref()), [""; 0]);
+    assert!(kernel.set(&nat(B, &[], &two)).is_err());
 }
 
 #[test]
@@ -223,7 +220,7 @@ fn a_table_that_others_broke_is_made_whole_with_its_elements() {
         |have| have.chains.clear(),
         |have| {
             have.chains.clear();
-            have.sets.remove(&"own4".into());
+            have.sets.remove(&"homes4".into());
         },
     ];
     for broken in breaks {
