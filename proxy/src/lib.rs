@@ -16,3 +16,4 @@ pub mod run;
 pub mod source;
 pub mod status;
 pub mod wake;
+pub mod wanted;

@@ -1,12 +1,9 @@
 //! The loop: whatever woke it, the kernel is brought to what the source wants.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::IpAddr,
-    sync::{
-        Arc,
-        mpsc::{self, Receiver, RecvTimeoutError},
-    },
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
     time::{Duration, Instant},
 };
 
@@ -14,11 +11,9 @@ use anyhow::Context;
 use daemon::{Backoff, OnChange, Random};
 use netmodel::{NodeName, Subnet};
 use proxy_core::{
-    adopt::{self, Found},
-    catalog::{Catalog, Objects},
+    adopt::Found,
     delta,
     flows::Scope,
-    object::{Key, Object, ObjectName},
     state::State,
     tables::{Config, Front, NodePorts},
 };
@@ -29,9 +24,10 @@ use crate::{
     flags::Settings,
     kernel::Kernel,
     node::{self, Machine},
-    source::file::{FileSource, Touched, watch},
+    source::file::watch,
     status::{Status, StatusFile},
     wake::{self, Wake},
+    wanted::Wanted,
 };
 
 /// Without any event, the kernel's generation number is compared after this long.
@@ -72,12 +68,7 @@ pub fn run(settings: Settings, node: NodeName) -> anyhow::Result<()> {
 pub struct Runner {
     settings: Settings,
     node: NodeName,
-    source: FileSource,
-    /// Services that are not served, and the address of this host that they ask for.
-    refused: BTreeMap<Key, IpAddr>,
-    /// What an earlier run left of what the source could not tell yet.
-    inherited: Objects,
-    catalog: Catalog,
+    wanted: Wanted,
     state: State,
     machine: Machine,
     kernel: Kernel,
@@ -109,13 +100,10 @@ impl Runner {
     /// # Errors
     /// The kernel refused or did not answer.
     pub fn new(settings: Settings, node: NodeName) -> anyhow::Result<Self> {
-        let mut source = FileSource::new(settings.from.clone().unwrap_or_default(), node.clone());
-        source.read(&Touched::All);
         let mut kernel = Kernel::open()?;
         let machine = kernel.machine()?;
-        let (mut catalog, mut refused) = (Catalog::default(), BTreeMap::new());
-        catalog.replace(&servable(source.objects(), &machine, &mut refused));
-        let own = machine.primary(catalog.node(&node), &settings.pod_ranges);
+        let wanted = Wanted::new(settings.from.clone().unwrap_or_default(), node.clone(), &machine);
+        let own = machine.primary(wanted.catalog.node(&node), &settings.pod_ranges);
         let config = Config {
             family: Family::Ip,
             pod_ranges: settings.pod_ranges.clone(),
@@ -126,10 +114,7 @@ impl Runner {
             status_file: StatusFile::new(settings.status_file.clone()),
             settings,
             node,
-            source,
-            refused,
-            inherited: Objects::new(),
-            catalog,
+            wanted,
             state: State::new(config),
             machine,
             kernel,
@@ -152,12 +137,12 @@ impl Runner {
     /// # Errors
     /// There are no manifests, or some can't be read: a plan without their Services would remove them.
     pub fn plan(mut self) -> anyhow::Result<String> {
-        anyhow::ensure!(self.source.was_seen(), "there are no manifests to plan for");
+        anyhow::ensure!(self.wanted.source().was_seen(), "there are no manifests to plan for");
         anyhow::ensure!(
-            self.source.is_complete(),
+            self.wanted.source().is_complete(),
             "no plan: without the manifests that can't be read it would remove their Services"
         );
-        self.state.sync_with(&mut self.catalog, &mut Found::default(), Duration::ZERO);
+        self.state.sync_with(&mut self.wanted.catalog, &mut Found::default(), Duration::ZERO);
         let (family, name) = (self.state.config().family, Config::table_name());
         Ok(format!("table {family} {name}\ndelete table {family} {name}\n\n{}", self.state.table()))
     }
@@ -165,7 +150,7 @@ impl Runner {
     /// Waits until the manifests are there: before that, an empty set of Services would be a guess that costs
     /// those that an earlier run left in the kernel. Whether to go on.
     fn wait_for_source(&mut self, wakes: &Receiver<Wake>) -> bool {
-        while !self.source.was_seen() {
+        while !self.wanted.source().was_seen() {
             self.machine_moved = true; // or may have, when the wait is over
             match wakes.recv() {
                 Ok(Wake::Stop) | Err(_) => return false,
@@ -210,7 +195,7 @@ impl Runner {
     }
 
     fn own_addresses(&self) -> BTreeSet<IpAddr> {
-        self.machine.primary(self.catalog.node(&self.node), &self.settings.pod_ranges)
+        self.machine.primary(self.wanted.catalog.node(&self.node), &self.settings.pod_ranges)
     }
 
     fn work(&mut self, wakes: &Receiver<Wake>) {
@@ -295,42 +280,11 @@ impl Runner {
     }
 
     fn read_source(&mut self, reasons: &[Wake]) {
-        let touched: Vec<_> = reasons
-            .iter()
-            .filter_map(|wake| match wake {
-                Wake::Source(touched) => Some(touched),
-                _ => None,
-            })
-            .collect();
-        for touched in &touched {
-            self.source.read(touched);
-        }
-        if !touched.is_empty() {
-            self.fill_catalog();
-        }
-    }
-
-    fn fill_catalog(&mut self) {
-        self.catalog.replace(&servable(self.source.objects(), &self.machine, &mut self.refused));
-        self.inherit();
-    }
-
-    /// Manifests that can't be read after a restart must not cost what they stood for: until all could be read,
-    /// what is in the kernel for Services that nobody tells about stays.
-    fn inherit(&mut self) {
-        let (source, catalog, machine) = (&self.source, &self.catalog, &self.machine);
-        self.inherited.retain(|key, object| match Arc::make_mut(object) {
-            Object::Slice(slice) if !slice.legacy => {
-                source.lacks_endpoints_of(&slice.service) && adopt::narrow(slice, catalog)
-            }
-            object => {
-                let is_unknown = !source.is_complete_about(&key.name) && !catalog.knows(key);
-                is_unknown && !machine.contradicts(object)
-            }
+        let touched = reasons.iter().filter_map(|wake| match wake {
+            Wake::Source(touched) => Some(touched),
+            _ => None,
         });
-        for (key, object) in &self.inherited {
-            self.catalog.set(key.clone(), Some(Arc::clone(object)));
-        }
+        self.wanted.read(touched, &self.machine);
     }
 
     /// Brings the kernel to what is wanted.
@@ -340,7 +294,7 @@ impl Runner {
             self.machine_moved = false;
             if self.machine.itself != before.itself || self.machine.all() != before.all() {
                 self.state.touch_node_ports();
-                self.fill_catalog();
+                self.wanted.fill(&self.machine);
             }
         }
         let had_state = self.adopted;
@@ -370,17 +324,8 @@ impl Runner {
         let have = self.kernel.table()?;
         if !self.adopted {
             let mut found = have.as_ref().map(Found::read).unwrap_or_default();
-            if !self.source.is_complete() {
-                let source = &self.source;
-                let lack = |service: &ObjectName| source.lacks_endpoints_of(service);
-                self.inherited = found.unknown_to(&self.catalog, &self.node, lack);
-                self.inherit();
-                if !self.inherited.is_empty() {
-                    let objects = self.inherited.len();
-                    tracing::warn!(objects, "what an earlier run left stays until all manifests can be read");
-                }
-            }
-            self.state.sync_with(&mut self.catalog, &mut found, self.started.elapsed());
+            self.wanted.inherit_from(&found, &self.machine);
+            self.state.sync_with(&mut self.wanted.catalog, &mut found, self.started.elapsed());
             (self.adopted, self.restarted) = (true, have.is_some());
         }
         Ok(Some(have))
@@ -392,7 +337,7 @@ impl Runner {
         have: Option<Option<Observed>>,
         own: &BTreeSet<IpAddr>,
     ) -> (Vec<Transaction>, Why) {
-        let mut changes = self.state.sync(&mut self.catalog, self.started.elapsed());
+        let mut changes = self.state.sync(&mut self.wanted.catalog, self.started.elapsed());
         if let NodePorts::At(addresses) = node::node_ports(&self.settings, &self.machine, own) {
             self.state.set_node_addresses(addresses, &mut changes);
         }
@@ -431,7 +376,8 @@ impl Runner {
 
     /// Where a route has to lead so that this node's own packets reach our output hook.
     fn routed(&self) -> BTreeSet<Subnet> {
-        let ranges: BTreeSet<_> = self.catalog.service_ranges().into_iter().filter(Subnet::is_ipv4).collect();
+        let ranges: BTreeSet<_> =
+            self.wanted.catalog.service_ranges().into_iter().filter(Subnet::is_ipv4).collect();
         if !ranges.is_empty() || self.machine.default_route.is_some() {
             return ranges;
         }
@@ -439,34 +385,13 @@ impl Runner {
     }
 
     fn status(&self) -> Status {
-        let mut status = Status::new(&self.node, &self.state, &self.source);
+        let mut status = Status::new(&self.node, &self.state, self.wanted.source());
         status.last_resort_routes = self.machine.last_resort.iter().map(|(to, _)| to.to_string()).collect();
         status.in_sync = !self.unknown;
-        let refused = self.refused.iter().map(|(key, address)| refusal(key, *address));
-        status.troubles.extend(refused);
+        status.troubles.extend(self.wanted.refusals());
         status.troubles.extend(self.said.last().map(str::to_owned));
         status
     }
-}
-
-/// `objects` without the Services at an address of this host, which become `refused`. Each new one is logged.
-fn servable(mut objects: Objects, machine: &Machine, refused: &mut BTreeMap<Key, IpAddr>) -> Objects {
-    let before = std::mem::take(refused);
-    objects.retain(|key, object| match machine.taken_by(object) {
-        Some(address) => {
-            if before.get(key) != Some(&address) {
-                tracing::error!("{}", refusal(key, address));
-            }
-            refused.insert(key.clone(), address);
-            false
-        }
-        None => true,
-    });
-    objects
-}
-
-fn refusal(key: &Key, address: IpAddr) -> String {
-    format!("{key}: {address} is an address of this host; it is passed over")
 }
 
 /// What one pass changed.

@@ -53,7 +53,7 @@ impl Scope {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::tests::{World, service};
+    use crate::world::{World, service};
 
     fn flow(destination: &str, answers_from: &str) -> Flow {
         Flow { destination: destination.parse().unwrap(), answers_from: answers_from.parse().unwrap() }

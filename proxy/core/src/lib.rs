@@ -16,3 +16,5 @@ pub mod services;
 pub mod state;
 pub mod tables;
 pub mod wire;
+#[cfg(test)]
+mod world;

@@ -449,4 +449,4 @@ struct Pass<'a> {
 
 #[cfg(test)]
 #[path = "state_tests.rs"]
-pub(crate) mod tests;
+mod tests;
