@@ -362,10 +362,9 @@ fn a_table_is_read_while_others_never_rest() -> Result {
     let _inside = ns.enter()?;
     let mut socket = Socket::open()?;
     socket.commit(&Transaction::create(&table))?;
-    let before = socket.generation()?;
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| -> Result {
-        scope.spawn(|| {
+        let others = scope.spawn(|| {
             ns.inside(|| {
                 let mut socket = Socket::open().unwrap();
                 while !stop.load(Ordering::Relaxed) {
@@ -374,15 +373,25 @@ fn a_table_is_read_while_others_never_rest() -> Result {
                 }
             })
         });
-        let read: Vec<_> = (0..50).map(|_| read(&mut socket, &table)).collect();
-        stop.store(true, Ordering::Relaxed);
-        for have in read {
-            assert!(diff(&table, have?.as_ref()).is_empty());
+        let _stop = Stop(&stop);
+        let mut disturbed = 0;
+        while disturbed < 50 {
+            assert!(!others.is_finished(), "nobody disturbs any more");
+            let before = socket.generation()?;
+            assert!(diff(&table, read(&mut socket, &table)?.as_ref()).is_empty());
+            disturbed += usize::from(socket.generation()? != before);
         }
         Ok(())
-    })?;
-    assert!(socket.generation()? > before + 50, "nobody disturbed");
-    Ok(())
+    })
+}
+
+/// Tells a thread to end, however its test ends.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[test]
