@@ -30,8 +30,8 @@ const DSTNAT: i32 = -100;
 const FILTER: i32 = 0;
 /// Priority of the chain that translates sources (`srcnat` of `nft`).
 const SRCNAT: i32 = 100;
-/// Priority of the chain that puts the scratch back: just in front of everybody's source NAT.
-const SCRATCH: i32 = SRCNAT - 1;
+/// Priority of the chains that put the scratch back: just behind everybody's destination NAT.
+const SCRATCH: i32 = DSTNAT + 1;
 
 /// At which addresses of this node its node ports are open.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -278,13 +278,12 @@ impl Config {
         let (family, node_ports) = (self.family, &self.node_ports);
         let services = [cluster_ip::dispatch(family), node_port::dispatch(family, node_ports)];
         table.chain("services", Chain::regular(services));
-        for (name, hook) in [("nat-prerouting", Hook::Prerouting), ("nat-output", Hook::Output)] {
+        for hook in [Hook::Prerouting, Hook::Output] {
             let rules = [Rule::new([Statement::goto("services")])];
-            table.chain(name, Chain::base(ChainType::Nat, hook, DSTNAT, rules));
+            table.chain(format!("nat-{hook}"), Chain::base(ChainType::Nat, hook, DSTNAT, rules));
+            let rules = [spread::put_scratch_back()];
+            table.chain(format!("scratch-{hook}"), Chain::base(ChainType::Filter, hook, SCRATCH, rules));
         }
-        let rules = [masquerade::put_scratch_back()];
-        let postrouting = Chain::base(ChainType::Filter, Hook::Postrouting, SCRATCH, rules);
-        table.chain("filter-postrouting", postrouting);
         let rules = masquerade::rules(family);
         table.chain("nat-postrouting", Chain::base(ChainType::Nat, Hook::Postrouting, SRCNAT, rules));
         table.chain(reject::REFUSE, reject::refuse());

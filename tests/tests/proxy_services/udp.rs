@@ -136,7 +136,8 @@ fn a_flow_to_a_node_address_that_comes_later_is_led_on() -> Result<()> {
     Ok(())
 }
 
-/// A flow without answers stays new; only its first packet carries our scratch, and only that loses its priority.
+/// A flow without answers stays new. Its first packet carried our scratch, and no packet loses the priority that
+/// forwarding gives it.
 #[test]
 fn one_way_packets_keep_their_priority() -> Result<()> {
     let Some(mut world) = World::new("oneway", 1) else { return Ok(()) };
@@ -145,18 +146,43 @@ fn one_way_packets_keep_their_priority() -> Result<()> {
     world.write("web", &web(&[0]))?;
     world.start_usual()?;
     let probe = "table ip probe {\nchain post {\ntype filter hook postrouting priority 200\n\
-                 ip daddr 10.244.1.10 meta priority 0:0 counter\n\
+                 ip daddr 10.244.1.10 meta priority != 0:6 counter\n\
                  ip daddr 10.244.1.10 meta priority 0:6 counter\n}\n}\n";
     world.node.wrap(Cmd::new("nft -f -").stdin(probe)).ok()?;
-    let socket = client(&world.outside)?;
-    set_ip_tos(&socket, 0x10).context("tos")?; // for which the kernel has priority 6
-    for _ in 0..5 {
-        socket.send_to(b"x", SocketAddrV4::new(NODE, 30053))?;
-    }
-    let counted = || {
-        let listed = world.nft("chain ip probe post").ok()?;
-        (listed.contains("counter packets 1 ") && listed.contains("counter packets 4 ")).then_some(())
+    let send = |from: &Netns| -> Result<()> {
+        let socket = client(from)?;
+        set_ip_tos(&socket, 0x10).context("tos")?; // for which the kernel has priority 6
+        for _ in 0..5 {
+            socket.send_to(b"x", SocketAddrV4::new(NODE, 30053))?;
+        }
+        Ok(())
     };
-    assert!(eventually(LIMIT, counted).is_some(), "{}", world.nft("chain ip probe post")?);
+    let counted = |counts| eventually(LIMIT, || (world.counts("probe post").ok()? == counts).then_some(()));
+    send(&world.outside)?;
+    assert!(counted([0, 5]).is_some(), "{:?}", world.counts("probe post"));
+    send(&world.node)?;
+    assert!(counted([1, 9]).is_some(), "{:?}: only the first lost its own", world.counts("probe post"));
+    Ok(())
+}
+
+/// What others classify behind the translation stays as they want it, also a connection's first packet.
+#[test]
+fn a_priority_that_others_give_stays() -> Result<()> {
+    let Some(mut world) = World::new("classified", 1) else { return Ok(()) };
+    world.write("web", &web(&[0]))?;
+    world.start_usual()?;
+    let probe = format!(
+        "table ip probe {{\n\
+         chain classify {{\ntype filter hook postrouting priority -150\n\
+         udp dport {TARGET} meta priority set 1:20\n}}\n\
+         chain post {{\ntype filter hook postrouting priority 200\n\
+         udp dport {TARGET} meta priority != 1:20 counter\nudp dport {TARGET} meta priority 1:20 counter\n}}\n}}\n"
+    );
+    world.node.wrap(Cmd::new("nft -f -").stdin(probe)).ok()?;
+    for from in [&world.outside, &world.node] {
+        client(from)?.send_to(b"x", SocketAddrV4::new(NODE, 30053))?;
+    }
+    let counted = eventually(LIMIT, || (world.counts("probe post").ok()? == [0, 2]).then_some(()));
+    assert!(counted.is_some(), "{:?}", world.counts("probe post"));
     Ok(())
 }

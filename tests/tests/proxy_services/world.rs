@@ -134,6 +134,12 @@ impl World {
         Ok(self.node.cmd(format!("nft list {what}")).ok()?.stdout)
     }
 
+    /// The packets that each counter of a chain has seen, by table and chain.
+    pub(crate) fn counts(&self, chain: &str) -> Result<Vec<u64>> {
+        let packets = |line: &str| line.split("packets ").nth(1)?.split(' ').next()?.parse().ok();
+        Ok(self.nft(&format!("chain ip {chain}"))?.lines().filter_map(packets).collect())
+    }
+
     /// Waits until `nft` shows `text` in a set, map or chain (or, with `!` in front, no longer does).
     pub(crate) fn wait_nft(&self, what: &str, text: &str) -> Result<Duration> {
         let (wanted, text) = text.strip_prefix('!').map_or((true, text), |text| (false, text));

@@ -1,22 +1,9 @@
 //! What happens to translated connections when they leave.
 
-use ruleset::{Family, Field, PortChoice, Rule, Statement, Value, Writable, ct_state, ct_status};
+use ruleset::{Family, Field, PortChoice, Rule, Statement, Value, Writable, ct_status};
 
 use super::MASQUERADE_MARK;
 use crate::tables::SetName;
-
-/// The rule that puts the scratch back: a queueing discipline or a VLAN would read it as a priority.
-///
-/// It stands in a chain that filters, in front of all source NAT: the first NAT chain that decides ends that
-/// hook's NAT, and another program's may come first. Only the first packet of a connection carries scratch; those
-/// behind it are new, too, while nobody answers.
-#[must_use]
-pub fn put_scratch_back() -> Rule {
-    let new = Field::CtState.is(Value::number(ct_state::NEW));
-    let first = Field::CtStatus.and(ct_status::DNAT | ct_status::CONFIRMED);
-    let translated = first.is(Value::number(ct_status::DNAT));
-    Rule::new([new, translated, Writable::MetaPriority.set(Value::number(0))])
-}
 
 /// The rules of the NAT chain at postrouting.
 ///
