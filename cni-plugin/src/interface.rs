@@ -1,12 +1,12 @@
 //! The interface plugins, `flannel` and `bridge`: which network is meant, and who makes it.
 
-use cni_core::{Code, Error, Network, subnet_file};
+use cni_core::{Code, Error, Network, Record, subnet_file};
 
 use crate::{
     add, check, del, delegate, foreign, gc,
     networks::{self, Call},
     plugin::Plugin,
-    records::{Held, Records},
+    records::Records,
     scratch::{self, Scratch},
     status,
 };
@@ -36,14 +36,16 @@ fn del(call: &Call) -> Result<(), Error> {
         Some(delegated) => delegated.in_version(call.network.version)?,
         None => rendered?,
     };
-    let records = Records::of(&call.network)?;
-    let is_attached = |held: Held| held.before.host.is_some() && held.before.link.is_none();
-    if !is_ours(&network) && !records.find_if_usable(&call.who)?.is_some_and(is_attached) {
-        if scratch.is_none() && !can_be_asked(&network) && records.find(&call.who)?.is_none() {
+    if !is_ours(&network) {
+        let record = Records::of(&call.network)?.find_if_usable(&call.who)?.map(|held| held.before);
+        if record.is_none() && scratch.is_none() && !can_be_asked(&network) {
             // ADD found it neither, and made nothing.
             return Ok(());
         }
-        return delegate::del(&network, scratch.as_ref());
+        let is_attached = |record: Record| record.host.is_some() && record.link.is_none();
+        if !record.is_some_and(is_attached) {
+            return delegate::del(&network, scratch.as_ref());
+        }
     }
     del::del(call, &network)?;
     scratch.map_or(Ok(()), |scratch| scratch.remove())
