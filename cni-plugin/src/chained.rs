@@ -22,7 +22,7 @@ pub(crate) fn begin(call: &Call) -> Option<Held> {
     if records.find(&call.who).ok()?.is_some() {
         return None;
     }
-    let near = near_name(call)?;
+    let near = near_index(call)?;
     let record = records.take(&call.who).ok().filter(|record| record.is_new)?;
     if record.note(&[Trace::Host(own_namespace()), Trace::Link(near)]).is_err() {
         let _ = record.remove();
@@ -32,11 +32,11 @@ pub(crate) fn begin(call: &Call) -> Option<Held> {
     Some(record)
 }
 
-/// The host's end of the container's interface.
-fn near_name(call: &Call) -> Option<String> {
+/// The host's end of the container's interface, by what no renaming changes.
+fn near_index(call: &Call) -> Option<u32> {
     let far = RouteSocket::open_in(&pod::open(call).ok()?).ok()?.link(&call.who.ifname).ok()??;
     let near = links::peer_of(&mut RouteSocket::open().ok()?, &far).ok()??;
-    Some(near.name.to_string())
+    Some(near.index)
 }
 
 /// The record goes with what ADD takes back.

@@ -1,8 +1,8 @@
 //! Address translation: the table of `cni-core` brought into the kernel and kept small.
 
 use cni_core::{
-    Attachment, Code, Elements, Error, HostAddress, Nat, Questions, Taken, Translated, masquerade_sets, mend,
-    nat_sweep, nat_table, port_sets, unmasquerade, unused_classes,
+    Attachment, Code, Elements, Error, HostAddress, Nat, Questions, Taken, Translated, masquerade_key,
+    masquerade_sets, mend, nat_sweep, nat_table, port_sets, unmasquerade, unused_classes,
 };
 use linux::{Retry, nft::Socket};
 use ruleset::{Name, SetSpec, Transaction};
@@ -62,15 +62,36 @@ pub(crate) fn stop(
         return Ok(Vec::new());
     }
     persist(|| {
-        let masqueraded = masquerade_sets().filter(|_| pods.is_none());
+        let own = pods.map_or(Ok(None), |pods| owned(socket, &alias, pods))?;
+        let masqueraded = masquerade_sets().filter(|_| own.is_none());
         let seen = elements(socket, port_sets().filter(|_| ports).chain(masqueraded))?;
         let (mut change, ended) = nat_sweep(&seen, |owner| owner == alias);
-        change.extend(unmasquerade(pods.unwrap_or_default()));
+        change.extend(unmasquerade(&own.unwrap_or_default()));
         let done = socket.commit(&change);
         // Where something is missing, others have changed it: what is left is found by looking.
         pods = pods.filter(|pods| pods.is_empty());
         done.map(|()| ended)
     })
+}
+
+/// Those of `pods` that are masqueraded for `alias`, and not for who has the address by now; `None` where one is not
+/// masqueraded at all: others have changed something.
+fn owned(
+    socket: &mut Socket,
+    alias: &str,
+    pods: &[HostAddress],
+) -> Result<Option<Vec<HostAddress>>, linux::Error> {
+    let (family, table) = nat_table();
+    let mut own = Vec::new();
+    for pod in pods {
+        let (set, key) = masquerade_key(pod.address);
+        match socket.element(family, (&table, &set), &key)? {
+            Some(element) if element.comment.as_deref() == Some(alias) => own.push(*pod),
+            Some(_) => {}
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(own))
 }
 
 /// The elements of these sets.

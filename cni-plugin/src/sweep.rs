@@ -14,7 +14,10 @@ use std::{
 };
 
 use cni_core::{Attachment, Code, Error};
-use linux::{link::Kind, netlink::RouteSocket};
+use linux::{
+    link::{Kind, Link},
+    netlink::RouteSocket,
+};
 
 use crate::{
     failure::kernel,
@@ -81,10 +84,10 @@ fn is_due(marker: &Path) -> bool {
 fn find_dead(records: &Records, names: &[String]) -> Result<Vec<Held>, Error> {
     let mut socket = RouteSocket::open().map_err(|e| kernel(&e))?;
     let links = socket.links().map_err(|e| kernel(&e))?;
-    let veths = links.into_iter().filter(|link| link.kind == Kind::Veth);
+    let veths: Vec<Link> = links.into_iter().filter(|link| link.kind == Kind::Veth).collect();
     // One that somebody renamed still has its alias.
     let alive: BTreeSet<String> =
-        veths.flat_map(|link| [Some(link.name.to_string()), link.alias]).flatten().collect();
+        veths.iter().flat_map(|link| [Some(link.name.to_string()), link.alias.clone()]).flatten().collect();
     let here = own_namespace();
     let mut dead = Vec::new();
     for name in names {
@@ -95,14 +98,13 @@ fn find_dead(records: &Records, names: &[String]) -> Result<Vec<Held>, Error> {
         // What can't be read is DEL's and GC's to tell.
         let Ok(Some(held)) = records.find_idle(name) else { continue };
         let Some(who) = held.who.as_ref().filter(|who| !alive.contains(&who.alias())) else { continue };
-        let link = held.before.link.clone().unwrap_or_else(|| who.host_link());
-        let Some(link) = links::parse_name(&link).ok().filter(|link| !alive.contains(link.as_str())) else {
+        if held.before.link.is_some_and(|index| veths.iter().any(|link| link.index == index)) {
             continue;
-        };
+        }
         // Its first line is older than anything that is made.
         let is_judged = held.is_new || held.before.host.as_deref() == Some(here.as_str());
         // Since the links were listed an ADD may have come to its end.
-        let is_there = socket.link(&link).map_err(|e| kernel(&e))?.is_some();
+        let is_there = socket.link(&links::host_name(who)?).map_err(|e| kernel(&e))?.is_some();
         if is_judged && !is_there {
             dead.push(held);
         }

@@ -45,8 +45,8 @@ pub use hostport::{Forwarding, HostPort, PortMappings};
 pub use hostport_rules::Translated;
 pub use ipam::{DEFAULT_DATA_DIR, Ipam, data_dir, foreign_ipam, parse_resolv_conf};
 pub use nat::{
-    Elements, Nat, Questions, Rules, Taken, masquerade_sets, mend, nat_sweep, nat_table, port_sets,
-    unmasquerade, unused_classes,
+    Elements, Nat, Questions, Rules, Taken, masquerade_key, masquerade_sets, mend, nat_sweep, nat_table,
+    port_sets, unmasquerade, unused_classes,
 };
 pub use plan::{Chosen, HostAddress, Leased, Plan, PodRoute};
 pub use record::{Record, Trace, state_dir};

@@ -91,7 +91,11 @@ fn subnet_of(pod: &HostAddress) -> Option<Subnet> {
 
 /// The elements of `pods`.
 pub(crate) fn entries(pods: &[HostAddress], whose: &str) -> impl Iterator<Item = Entry> {
-    pods.iter().flat_map(move |pod| {
+    // One address of two lengths has the home of the first.
+    let is_first = move |(number, pod): &(usize, &HostAddress)| {
+        !pods.iter().take(*number).any(|earlier| earlier.address == pod.address)
+    };
+    pods.iter().enumerate().filter(is_first).flat_map(move |(_, pod)| {
         let words = Words::of(pod.address);
         let element = || Element::default().comment(whose);
         let address = Key::One(pod.address.into());
@@ -103,6 +107,11 @@ pub(crate) fn entries(pods: &[HostAddress], whose: &str) -> impl Iterator<Item =
         });
         [one].into_iter().chain(home)
     })
+}
+
+/// The set of masqueraded addresses of the family of `address`.
+pub(crate) fn pods_of(address: IpAddr) -> &'static str {
+    Words::of(address).pods
 }
 
 /// Both are elements of `set`, and of one address: an address has one home.

@@ -4,7 +4,7 @@
 //! whose comment says whose they are. Nobody keeps it but ADD, CHECK and GC: ADD sees to it that the rules are
 //! whole, which costs one listing of them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use netmodel::TABLE_PREFIX;
 use ruleset::{
@@ -86,6 +86,12 @@ pub fn port_sets() -> impl Iterator<Item = (Name, SetSpec)> {
 /// The sets of masquerading.
 pub fn masquerade_sets() -> impl Iterator<Item = (Name, SetSpec)> {
     masquerade::sets().map(|(name, spec)| (name.into(), spec))
+}
+
+/// The set of masqueraded addresses that has `address`, and its key there.
+#[must_use]
+pub fn masquerade_key(address: IpAddr) -> (Name, Value) {
+    (masquerade::pods_of(address).into(), address.into())
 }
 
 /// The table without elements.
@@ -187,12 +193,12 @@ impl Nat<'_> {
         }
         let (family, name) = nat_table();
         let mut change = Transaction::new(family, name);
-        for entry in self.entries() {
+        let elements = |map: &Name| seen.get(map);
+        let ports = self.ports.iter().filter(|port| !self.is_left_to_sibling(port, elements)).cloned();
+        let ports: Vec<Forwarding> = ports.collect();
+        for entry in (Nat { ports: &ports, ..self.clone() }).entries() {
             let set = Name::from(entry.set);
             let there = || seen.get(&set).into_iter().flatten();
-            if there().any(|(key, element)| self.is_left_to_sibling(&entry, key, element)) {
-                continue;
-            }
             if there().any(|(key, element)| (key, element) == (&entry.key, &entry.element)) {
                 continue;
             }
@@ -203,11 +209,20 @@ impl Nat<'_> {
         Ok(change)
     }
 
-    /// Another interface of the same container has the host port of `entry`, and keeps it.
-    fn is_left_to_sibling(&self, entry: &Entry, key: &Key, element: &Element) -> bool {
-        let owner = element.comment.as_deref().unwrap_or_default();
-        let is_port = port_sets().any(|(name, _)| name.as_str() == entry.set);
-        is_port && *key == entry.key && owner != self.whose && is_same_container(owner, self.whose)
+    /// Another interface of the same container has the host port `port`, and keeps it; `elements` are those of a set.
+    fn is_left_to_sibling<'e>(
+        &self,
+        port: &Forwarding,
+        elements: impl Fn(&Name) -> Option<&'e BTreeMap<Key, Element>>,
+    ) -> bool {
+        let map = hostport_rules::map_of(port);
+        let is_siblings = |(key, element): (&Key, &Element)| {
+            let owner = element.comment.as_deref().unwrap_or_default();
+            hostport_rules::is_in_the_way(map, key, port)
+                && owner != self.whose
+                && is_same_container(owner, self.whose)
+        };
+        elements(&map.into()).into_iter().flatten().any(is_siblings)
     }
 
     /// The change after which the table is whole, has this attachment's elements too, and keeps those that
@@ -264,20 +279,15 @@ impl Nat<'_> {
         }
         let holds = |entry: &Entry| {
             let set = have.and_then(|have| have.sets.get(&Name::from(entry.set)));
-            set.is_some_and(|set| {
-                let mut elements = set.elements.iter();
-                elements.any(|(key, element)| {
-                    (key, element) == (&entry.key, &entry.element)
-                        || self.is_left_to_sibling(entry, key, element)
-                })
-            })
+            set.is_some_and(|set| set.elements.get(&entry.key) == Some(&entry.element))
         };
         for pod in self.masqueraded {
             if !masquerade::entries(&[*pod], self.whose).all(|entry| holds(&entry)) {
                 missing.push(format!("address {} is not masqueraded", pod.address));
             }
         }
-        for port in self.ports {
+        let elements = |map: &Name| Some(&have?.sets.get(map)?.elements);
+        for port in self.ports.iter().filter(|port| !self.is_left_to_sibling(port, elements)) {
             let mut entries = hostport_rules::entries(std::slice::from_ref(port), self.whose);
             if !entries.all(|entry| holds(&entry)) {
                 missing.push(format!("host port {port} does not lead to {}", port.pod));

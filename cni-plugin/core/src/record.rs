@@ -18,8 +18,8 @@ const LONGEST_NAME: usize = 200;
 pub enum Trace {
     /// The attachment has an interface of the host, in the network namespace of that identity.
     Host(String),
-    /// The interface of the host that another plugin made for it.
-    Link(String),
+    /// The index of the interface of the host that another plugin made for it.
+    Link(u32),
     /// Reservations are in that folder.
     Folder(String),
     /// The address of the range set with that number.
@@ -47,7 +47,7 @@ pub struct Record {
     /// [`Trace::Host`].
     pub host: Option<String>,
     /// [`Trace::Link`].
-    pub link: Option<String>,
+    pub link: Option<u32>,
     /// [`Trace::Folder`].
     pub folder: Option<String>,
     /// [`Trace::Address`], oldest first; of a set there may be several.
@@ -78,7 +78,7 @@ impl Trace {
     pub fn line(&self) -> String {
         match self {
             Self::Host(namespace) => format!("host {namespace}\n"),
-            Self::Link(name) => format!("link {name}\n"),
+            Self::Link(index) => format!("link {index}\n"),
             Self::Folder(path) => format!("folder {path}\n"),
             Self::Address(set, address) => format!("address {set} {address}\n"),
             Self::Pod(name) => format!("pod {name}\n"),
@@ -112,7 +112,7 @@ impl Record {
         for line in text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')) {
             match line.split_once(' ').unwrap_or((line, "")) {
                 ("host", namespace) => record.host = Some(namespace.to_owned()),
-                ("link", name) => record.link = Some(name.to_owned()),
+                ("link", index) => record.link = index.parse().ok(),
                 // Another ADD, which has released what the earlier one had elsewhere.
                 ("folder", path) if path.starts_with('/') => {
                     let earlier = record.folder.replace(path.to_owned());

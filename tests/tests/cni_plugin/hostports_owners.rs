@@ -122,6 +122,8 @@ fn a_container_with_two_networks_has_its_port_on_the_first() -> Result<()> {
     let result = call("ADD", &second, &config).result();
     call("CHECK", &second, &with(&config, &json!({"prevResult": result}))).silent();
     expect(ask(&lab.outside, "192.0.2.1:8080"), "web", "192.0.2.9");
+    let hairpins = Cmd::new("nft list set inet weft-cni hairpins4").ok()?.stdout;
+    assert!(!hairpins.contains("/eth1"), "it is not the second one's: {hairpins}");
     call("DEL", &second, &config).silent();
     expect(ask(&lab.outside, "192.0.2.1:8080"), "web", "192.0.2.9");
     let (_, text) = lab.try_add(&Lab::pod("rival")?, &json!([tcp(8080)])).error();
@@ -157,6 +159,12 @@ fn what_chained_plugins_gave_a_pod_of_the_reference_goes_with_its_interface() ->
     assert!(attach(&one).iter().all(|answer| answer.code == Some(0)));
     let (_, text) = attach(&two)[0].error();
     assert!(text.contains("host port 8080/tcp is taken by container one"), "{text}");
+    // Whatever its name is by now.
+    let near = lab.bed.veths()?.into_iter().find(|name| name.starts_with("veth")).expect("a host's end");
+    Cmd::shell(format!("ip link set {near} down && ip link set {near} name other && ip link set other up"))
+        .ok()?;
+    assert_eq!(attach(&three)[0].error().0, 100);
+    call_of(&bridge, "DEL", &three.who, &config).silent();
     one.netns.cmd("ip link del eth0").ok()?;
     assert!(attach(&three).iter().all(|answer| answer.code == Some(0)));
     expect(ask(&lab.outside, "192.0.2.1:8080"), "three", "192.0.2.9");

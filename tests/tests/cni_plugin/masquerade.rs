@@ -160,6 +160,24 @@ fn an_element_that_a_dead_owner_left_is_the_new_owners() -> Result<()> {
 }
 
 #[test]
+fn rule_47_a_late_del_leaves_the_address_to_who_has_it_in_another_network() -> Result<()> {
+    let Some(bed) = Bed::new("masqlate")? else { return Ok(()) };
+    let (lost, pod) = (Netns::new()?, Netns::new()?);
+    let old = config(&bed);
+    let who = Who::new("c1", &lost);
+    call("ADD", &who, &old).result();
+    lost.cmd("ip link del eth0").ok()?;
+    let config = with(&old, &json!({"name": "new"}));
+    let result = call("ADD", &Who::new("c2", &pod), &config).result();
+    assert_eq!(result["ips"][0]["address"], "10.99.0.2/24", "the same");
+    call("DEL", &who.homeless(), &old).silent();
+    call("CHECK", &Who::new("c2", &pod), &with(&config, &json!({"prevResult": result}))).silent();
+    call("DEL", &Who::new("c2", &pod), &config).silent();
+    assert!(!elements()?.contains("weft:"));
+    Ok(())
+}
+
+#[test]
 fn networks_with_subnets_in_each_other_are_both_masqueraded() -> Result<()> {
     for subnets in [["10.99.0.0/16", "10.99.7.0/24"], ["10.99.7.0/24", "10.99.0.0/16"]] {
         let Some(bed) = Bed::new("masqnested")? else { return Ok(()) };
