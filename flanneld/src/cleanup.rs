@@ -11,9 +11,9 @@ use crate::{
     commands::{need_privilege, print},
     firewall::Firewall,
     flags::Settings,
-    linux::ours,
+    linux::remove_device,
     lock,
-    status::{self, Status},
+    status::{self, Earlier, Status},
 };
 
 /// What is wanted of rules.
@@ -39,7 +39,15 @@ pub fn run(settings: &Settings) -> anyhow::Result<()> {
             "nothing is removed: {file} names no device, and no rule or route shows that {device} is flanneld's\n"
         ));
     }
-    remove(&device, &status, &mut socket)?;
+    let network = status.node.network.as_deref().and_then(|network| network.parse().ok());
+    let mut outcome = remove(&device, network, &mut socket);
+    for (earlier, network) in status.node.earlier.iter().filter_map(Earlier::parse) {
+        // Another flanneld may hold it.
+        if let Ok(_lock) = lock::device(&earlier) {
+            outcome = outcome.and(remove(&earlier, network, &mut socket));
+        }
+    }
+    outcome?;
     for path in [&settings.subnet_file, &status_file] {
         match fs::remove_file(path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -77,26 +85,11 @@ fn is_ours(device: &IfName, socket: &mut RouteSocket) -> anyhow::Result<bool> {
 }
 
 /// Removes rules, routes and the device, each whatever becomes of the others.
-fn remove(device: &IfName, status: &Status, socket: &mut RouteSocket) -> anyhow::Result<()> {
+fn remove(device: &IfName, network: Option<Subnet>, socket: &mut RouteSocket) -> Result<(), linux::Error> {
     let rules = Firewall::open(NO_RULES).and_then(|mut firewall| firewall.cleanup(device));
-    let link = socket.link(device)?.filter(|link| matches!(link.kind, linux::link::Kind::Vxlan(_)));
-    let network = status.node.network.as_deref().and_then(|network| network.parse::<Subnet>().ok());
-    let of_ours = Filter { protocol: Some(ROUTE_PROTOCOL), ..Filter::main(true) };
-    let index = link.as_ref().map(|link| link.index);
-    let mut requests = Vec::new();
-    for route in socket.routes(of_ours)? {
-        // Those of other programs of Weft have the same number.
-        let inside = network.is_some_and(|network| ours(&route, index, &network).is_some());
-        if inside || (index.is_some() && route.device == index) {
-            requests.push(route.delete(device));
-        }
-    }
-    requests.extend(link.map(|link| linux::link::delete(link.index, device)));
-    let gone = |result: &Result<(), linux::Error>| !matches!(result, Err(error) if !error.is_not_found());
-    let failed = socket.apply(&requests).into_iter().find(|result| !gone(result));
+    let rest = remove_device(device, network, socket);
     match rules {
-        Err(error) if !error.is_unsupported() => return Err(error.into()),
-        _ => {}
+        Err(error) if !error.is_unsupported() => Err(error),
+        _ => rest,
     }
-    Ok(failed.unwrap_or(Ok(()))?)
 }

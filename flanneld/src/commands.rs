@@ -145,8 +145,9 @@ pub fn plan(settings: &Settings) -> anyhow::Result<()> {
     for op in diff(want, &kernel.observe()?) {
         text += &format!("{op}\n");
     }
-    for link in kernel.leftovers(want)? {
-        text += &format!("ip link del {}\n", link.name);
+    let before = Status::read(&status::path(&settings.subnet_file)).unwrap_or_default().node;
+    for left in kernel.leftovers(want, &before.devices_except(&config.vxlan.device))? {
+        text += &format!("ip link del {}\n", left.device);
     }
     print(&text)
 }

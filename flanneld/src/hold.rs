@@ -7,6 +7,7 @@ use crate::{
     firewall::{Firewall, FirewallError},
     linux::{KernelError, LinuxKernel, Scope},
     lock,
+    status::Earlier,
     wake::Pending,
 };
 
@@ -39,16 +40,18 @@ pub struct Hold {
     unsure: bool,
     /// All was in place once: this kernel can do it, so a refusal no longer ends the daemon.
     proven: bool,
+    /// Devices that earlier runs of this flanneld held, and that may still be there.
+    earlier: Vec<Earlier>,
     /// What earlier VNIs left is gone.
     tidy: bool,
 }
 
 impl Hold {
-    /// Nothing is looked at yet.
+    /// Nothing is looked at yet; what is `earlier` goes once the new device works.
     ///
     /// # Errors
     /// No descriptor is free, or the kernel lacks what it takes.
-    pub fn open(scope: Scope, wishes: Wishes) -> Result<Self, Fatal> {
+    pub fn open(scope: Scope, wishes: Wishes, earlier: Vec<Earlier>) -> Result<Self, Fatal> {
         Ok(Self {
             device: scope.device.clone(),
             network: scope.network,
@@ -58,6 +61,7 @@ impl Hold {
             changed: false,
             unsure: true,
             proven: false,
+            earlier,
             tidy: false,
         })
     }
@@ -83,6 +87,12 @@ impl Hold {
     #[must_use]
     pub const fn index(&self) -> Option<u32> {
         self.kernel.index()
+    }
+
+    /// Devices that earlier runs held, and that may still be there.
+    #[must_use]
+    pub fn earlier(&self) -> &[Earlier] {
+        &self.earlier
     }
 
     /// The last pass changed something.
@@ -179,15 +189,22 @@ impl Hold {
 
     /// Removes what this node had under other VNIs, now that the new device works.
     fn remove_leftovers(&mut self, want: &Overlay) -> Result<(), linux::Error> {
-        for link in self.kernel.leftovers(want)? {
-            // Another flanneld may hold it.
-            let Ok(_lock) = lock::device(&link.name) else { continue };
-            // The device goes last: by it we know that there is something left.
-            match self.firewall.cleanup(&link.name) {
-                Err(error) if !error.is_unsupported() => return Err(error),
-                _ => self.kernel.remove(&link)?,
+        self.earlier = self.kernel.leftovers(want, &self.earlier)?;
+        while let Some(last) = self.earlier.last() {
+            if let Some((device, network)) = last.parse()
+                // Another flanneld may hold it.
+                && let Ok(_lock) = lock::device(&device)
+            {
+                // The device goes last: by it we know that there is something left.
+                match self.firewall.cleanup(&device) {
+                    Err(error) if !error.is_unsupported() => return Err(error),
+                    _ => self
+                        .kernel
+                        .remove(&device, network.filter(|network| !network.overlaps(&self.network)))?,
+                }
+                tracing::info!(%device, "removed what an earlier VNI of this node left");
             }
-            tracing::info!(device = %link.name, "removed what an earlier VNI of this node left");
+            self.earlier.pop();
         }
         Ok(())
     }

@@ -24,6 +24,8 @@ use overlay_core::{
     overlay::{Device, Hop, Overlay, Remote, RouteKey},
 };
 
+use crate::status::Earlier;
+
 /// Operations that are packed before they are sent: those of thousands of peers need not all be in memory.
 const AT_ONCE: usize = 1024;
 
@@ -58,6 +60,32 @@ impl Scope {
             sysctls: want.sysctls.keys().cloned().collect(),
         }
     }
+}
+
+/// Removes a VXLAN device, the routes of ours through it and, whichever way they lead, those inside `network`; each
+/// whatever becomes of the others.
+///
+/// # Errors
+/// The kernel refused something, or did not answer.
+pub(crate) fn remove_device(
+    device: &IfName,
+    network: Option<Subnet>,
+    socket: &mut RouteSocket,
+) -> Result<(), linux::Error> {
+    let link = socket.link(device)?.filter(|link| matches!(link.kind, Kind::Vxlan(_)));
+    let of_ours = Filter { protocol: Some(ROUTE_PROTOCOL), ..Filter::main(true) };
+    let index = link.as_ref().map(|link| link.index);
+    let mut requests = Vec::new();
+    for route in socket.routes(of_ours)? {
+        // Those of other programs of Weft have the same number.
+        let inside = network.is_some_and(|network| ours(&route, index, &network).is_some());
+        if inside || (index.is_some() && route.device == index) {
+            requests.push(route.delete(device));
+        }
+    }
+    requests.extend(link.map(|link| link::delete(link.index, device)));
+    let gone = |result: &Result<(), linux::Error>| !matches!(result, Err(error) if !error.is_not_found());
+    socket.apply(&requests).into_iter().find(|result| !gone(result)).unwrap_or(Ok(()))
 }
 
 /// The kernel could not do what was asked.
@@ -148,12 +176,12 @@ impl LinuxKernel {
             && (Some(link.index) == last || link.mac == Some(wanted.mac))
     }
 
-    /// Devices that this node had under other VNIs: they are named like ours, and hold an address that ours
-    /// has to have.
+    /// What this node had under other VNIs: what it remembers of `earlier` runs, and devices that are named like
+    /// ours and hold an address that ours has to have.
     ///
     /// # Errors
     /// The kernel did not answer.
-    pub fn leftovers(&mut self, want: &Overlay) -> Result<Vec<Link>, linux::Error> {
+    pub fn leftovers(&mut self, want: &Overlay, earlier: &[Earlier]) -> Result<Vec<Earlier>, linux::Error> {
         let addresses = self.socket.addresses(None)?;
         let holds_ours = |link: &Link| {
             addresses.iter().any(|a| match a.address {
@@ -166,16 +194,19 @@ impl LinuxKernel {
                 if facts.vni.is_some_and(|vni| vni != self.scope.wanted.vni
                     && link.name.as_str() == format!("{DEVICE_PREFIX}{vni}")))
         };
+        let is_new = |link: &Link| !earlier.iter().any(|known| known.device == link.name.as_str());
         let links = self.socket.links()?;
-        Ok(links.into_iter().filter(|link| is_earlier(link) && holds_ours(link)).collect())
+        let found = links.iter().filter(|link| is_earlier(link) && holds_ours(link) && is_new(link));
+        let found = found.map(|link| Earlier { device: link.name.to_string(), network: None });
+        Ok(earlier.iter().cloned().chain(found).collect())
     }
 
-    /// Removes a device.
+    /// Removes a device, and routes inside a network that is no longer ours.
     ///
     /// # Errors
     /// The kernel refused.
-    pub fn remove(&mut self, link: &Link) -> Result<(), linux::Error> {
-        self.socket.request(&link::delete(link.index, &link.name)).or_else(settle)
+    pub fn remove(&mut self, device: &IfName, network: Option<Subnet>) -> Result<(), linux::Error> {
+        remove_device(device, network, &mut self.socket)
     }
 
     /// Entries that hang on our device.

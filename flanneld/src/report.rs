@@ -31,22 +31,25 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Nothing is written yet.
+    /// Nothing is written yet. What the file names of an earlier run stays in it until something else takes its
+    /// place.
     #[must_use]
     pub fn new(settings: &Settings, health: Health) -> Self {
         let name = match &settings.origin {
             Origin::Etcd(etcd) => format!("etcd at {}, prefix {}", etcd.endpoints.join(", "), etcd.prefix),
             Origin::File(path) => format!("file {}", path.display()),
         };
+        let status_file = status::path(&settings.subnet_file);
         let blank = Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             source: status::Source { name, connected: false },
+            node: Status::read(&status_file).unwrap_or_default().node.remembered(),
             ..Status::default()
         };
         Self {
             subnet_file: settings.subnet_file.clone(),
-            status_file: status::path(&settings.subnet_file),
+            status_file,
             ip_masq: settings.ip_masq,
             written_env: None,
             written: None,
@@ -54,6 +57,12 @@ impl Reporter {
             health,
             said: OnChange::default(),
         }
+    }
+
+    /// What earlier runs held.
+    #[must_use]
+    pub const fn before(&self) -> &status::Node {
+        &self.blank.node
     }
 
     /// Writes the subnet file, if it says something else or was not written by this process.

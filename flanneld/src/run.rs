@@ -192,7 +192,12 @@ impl Loop {
     /// Brings the kernel to where the source wants it. Whether all of it was done.
     fn pass(&mut self, pending: &Pending) -> Result<bool, Fatal> {
         let view = self.links.views.borrow_and_update().clone();
+        let had_device = self.hold.is_some();
         self.aim(&view)?;
+        if !had_device && self.hold.is_some() {
+            // The status names the device before it is made: so no end of this process leaves one that nobody knows.
+            self.report(&view);
+        }
         let done = match (&self.target, &mut self.hold) {
             (Some(target), Some(hold)) => {
                 hold.take_note(pending);
@@ -220,7 +225,8 @@ impl Loop {
                 hold
             }
             None => {
-                let hold = Hold::open(scope, firewall::wishes(&self.settings))?;
+                let earlier = self.reporter.before().devices_except(&scope.device);
+                let hold = Hold::open(scope, firewall::wishes(&self.settings), earlier)?;
                 self.links.nft_port.store(hold.nft_port(), Ordering::Relaxed);
                 self.hold.insert(hold)
             }
@@ -301,6 +307,7 @@ impl Loop {
             }
             if let Some(hold) = hold {
                 status.warnings.extend(hold.warnings());
+                status.node.earlier = hold.earlier().to_vec();
             }
         });
     }

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
+use netmodel::{IfName, Subnet};
 use serde::{Deserialize, Serialize};
 
 /// The content of the file. A field that is not there has its default.
@@ -56,6 +57,44 @@ pub struct Node {
     pub vtep_mac: Option<String>,
     /// Largest packet of a pod in bytes.
     pub mtu: Option<u16>,
+    /// Devices that earlier runs held, until they are removed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<Earlier>,
+}
+
+/// A device that an earlier run held.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Earlier {
+    /// Its name.
+    pub device: String,
+    /// The subnet of all pods at that time.
+    pub network: Option<String>,
+}
+
+impl Earlier {
+    /// What it says, if it names a device.
+    #[must_use]
+    pub fn parse(&self) -> Option<(IfName, Option<Subnet>)> {
+        let network = self.network.as_deref().and_then(|network| network.parse().ok());
+        Some((self.device.parse().ok()?, network))
+    }
+}
+
+impl Node {
+    /// What a new run has to remember until it holds something itself.
+    #[must_use]
+    pub fn remembered(self) -> Self {
+        let Self { network, subnet, device, earlier, .. } = self;
+        Self { network, subnet, device, earlier, ..Self::default() }
+    }
+
+    /// Every device that is held, except `own`.
+    #[must_use]
+    pub fn devices_except(&self, own: &IfName) -> Vec<Earlier> {
+        let last = self.device.clone().map(|device| Earlier { device, network: self.network.clone() });
+        last.iter().chain(&self.earlier).filter(|held| held.device != own.as_str()).cloned().collect()
+    }
 }
 
 /// Where leases come from.

@@ -4,5 +4,6 @@ mod commands;
 mod device;
 mod node;
 mod peers;
+mod remembered;
 mod repair;
 mod subnet;
