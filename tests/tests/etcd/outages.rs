@@ -149,6 +149,38 @@ async fn an_emptied_store_is_known_by_its_mark_and_peers_stay_until_they_are_bac
     Ok(())
 }
 
+/// The restored store holds what this node wrote when it had another address: that is no other node's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_keeps_its_subnet_when_etcd_is_restored_from_before_its_address_changed() -> Result<()> {
+    let mut server = Server::start(1)?;
+    server.put_config()?;
+    let mut node = Node::start(&server, 1);
+    let own = node.leased().await?.own.subnet;
+    let path = format!("subnets/{}", key(own));
+    let holds =
+        |server: &Server, ip: &str| Ok(server.list("subnets")?.iter().all(|(_, value)| value.contains(ip)));
+    server.back_up()?;
+    node.until("away", away).await?;
+    server.launch()?;
+    node.leased().await?;
+    node.facts.send_modify(|facts| {
+        if let Some(facts) = facts {
+            facts.public_ip = [192, 0, 2, 62].into();
+        }
+    });
+    eventually("the new address written", || holds(&server, "192.0.2.62")).await?;
+    (0..5).try_for_each(|n| server.put("elsewhere", &n.to_string()))?;
+    server.empty();
+    node.until("away", away).await?;
+    server.launch()?;
+    node.leased().await?;
+    eventually("written again", || holds(&server, "192.0.2.62")).await?;
+    assert_eq!((node.subnet(), node.note()), (Some(own), None));
+    assert_eq!(server.list("subnets")?.len(), 1);
+    assert_ne!(server.ttl_lease(&path)?, 0);
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lease_that_ended_while_etcd_was_out_of_reach_is_not_taken_from_its_new_owner() -> Result<()> {
     let mut server = Server::start(1)?;

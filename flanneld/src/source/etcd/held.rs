@@ -1,15 +1,16 @@
 //! The lease that this node holds, and what a look into etcd says about it. Nothing here does I/O.
 
 use std::{
+    collections::BTreeSet,
     net::Ipv4Addr,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use netmodel::Subnet;
 use overlay_core::{
-    host::NodeFacts,
+    host::{NodeFacts, NodeIdentity},
     lease::{Lease, RawLease, holds},
-    wire::{LeaseKey, LeaseValue},
+    wire::{LeaseKey, LeaseValue, NodeRecord},
 };
 use tokio::time::Instant;
 
@@ -120,6 +121,27 @@ impl Held {
             self.ttl_lease = ttl_lease;
             self.lease.expires = self.lease.expires.filter(|_| ttl_lease != 0);
             self.renewal = (ttl_lease != 0).then(|| Renewal::after(Duration::ZERO));
+        }
+    }
+
+    /// The store went back to an earlier state: what it holds at our key under our identity, with our Ethernet
+    /// address, we wrote before it, at whatever address; unless `rivals` hold that one.
+    pub(super) fn recognize(
+        &mut self,
+        snapshot: &Snapshot,
+        identity: NodeIdentity,
+        rivals: &BTreeSet<Ipv4Addr>,
+    ) {
+        let Some(RawLease { value, .. }) = snapshot.leases.get(&self.key) else { return };
+        let Ok(LeaseValue { public_ip, vtep_mac, .. }) = value.parse() else { return };
+        let is_record =
+            |(id, record): &(_, NodeRecord)| *id == identity && record.subnet == self.lease.subnet;
+        let mac = vtep_mac.and_then(|mac| mac.parse().ok());
+        if mac == Some(self.lease.vtep_mac)
+            && snapshot.records.iter().any(is_record)
+            && !rivals.contains(&public_ip)
+        {
+            self.values.push(value.clone());
         }
     }
 
@@ -246,6 +268,30 @@ mod tests {
         let old = held.lease.value().replace("192.0.2.2", "192.0.2.1");
         let found = held.standing(&snapshot(vec![raw("10.5.3.0-24", old, 5, 11)]));
         assert!(matches!(found, Standing::Taken { .. }));
+    }
+
+    #[tokio::test]
+    async fn in_a_store_that_went_back_only_what_we_wrote_ourselves_is_ours() {
+        let mut held = held();
+        let former = held.lease.value();
+        held.lease.public_ip = "192.0.2.2".parse().unwrap();
+        held.wrote(9, TERM);
+        let (us, twin) = (NodeIdentity([1; 16]), BTreeSet::from([[192, 0, 2, 1].into()]));
+        let store = |value: &str, writer| Snapshot {
+            records: vec![(writer, held.lease.record())],
+            ..snapshot(vec![raw("10.5.3.0-24", value.to_owned(), 5, 5)])
+        };
+        let other_mac = former.replace("8f:44", "8f:45");
+        for (store, rivals, ours) in [
+            (store(&former, us), BTreeSet::new(), true),
+            (store(&former, us), twin, false),
+            (store(&former, NodeIdentity([2; 16])), BTreeSet::new(), false),
+            (store(&other_mac, us), BTreeSet::new(), false),
+        ] {
+            let mut held = held.clone();
+            held.recognize(&store, us, &rivals);
+            assert_eq!(matches!(held.standing(&store), Standing::Rewritten { .. }), ours, "{store:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -88,7 +88,9 @@ impl Session {
         if !self.write(held, condition, reservation, facts.identity).await? {
             return Err(End::Again);
         }
-        if changed {
+        if changed && address == facts.public_ip {
+            tracing::info!(%subnet, "wrote the lease again over an older one of this node");
+        } else if changed {
             tracing::info!(%subnet, from = %address, to = %facts.public_ip, "told the others this node's new address");
         } else {
             tracing::debug!(%subnet, "renewed the lease");

@@ -206,6 +206,10 @@ impl Session {
             let (revision, before) = (snapshot.revision, self.seen);
             tracing::warn!(revision, before, "etcd is not the store that it was; reading it anew");
             self.former.remember(&self.snapshot.leases, key);
+            let identity = self.ports.facts.borrow().as_ref().map(|facts| facts.identity);
+            if let (Some(held), Some(identity)) = (&mut self.held, identity) {
+                held.recognize(&snapshot, identity, &self.rivals);
+            }
         }
         self.learn(snapshot);
         Ok(())
