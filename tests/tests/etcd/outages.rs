@@ -152,6 +152,17 @@ async fn an_emptied_store_is_known_by_its_mark_and_peers_stay_until_they_are_bac
 /// The restored store holds what this node wrote when it had another address: that is no other node's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_keeps_its_subnet_when_etcd_is_restored_from_before_its_address_changed() -> Result<()> {
+    restored(0).await
+}
+
+/// Others have written so much that the restored store's revisions are past those that the node knows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_keeps_its_subnet_when_the_restored_etcd_has_caught_up() -> Result<()> {
+    restored(30).await
+}
+
+/// A restored etcd in which others write that many keys before a node sees it, which changed its address since.
+async fn restored(writes: usize) -> Result<()> {
     let mut server = Server::start(1)?;
     server.put_config()?;
     let mut node = Node::start(&server, 1);
@@ -169,9 +180,9 @@ async fn a_node_keeps_its_subnet_when_etcd_is_restored_from_before_its_address_c
         }
     });
     eventually("the new address written", || holds(&server, "192.0.2.62")).await?;
-    (0..5).try_for_each(|n| server.put("elsewhere", &n.to_string()))?;
     server.empty();
     node.until("away", away).await?;
+    server.launch_elsewhere(|moved| (0..writes).try_for_each(|n| moved.put("elsewhere", &n.to_string())))?;
     server.launch()?;
     node.leased().await?;
     eventually("written again", || holds(&server, "192.0.2.62")).await?;

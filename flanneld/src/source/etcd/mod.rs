@@ -194,8 +194,12 @@ impl Session {
             self.held.as_ref().filter(|_| self.is_current).map(|held| (held.key.clone(), held.modified));
         if let Some((key, modified)) = &held {
             let (revision, cluster, lease) = self.store.look(key).await?;
-            same = cluster == self.snapshot.cluster && revision >= self.seen;
-            if same && lease.is_some_and(|lease| lease.modified == *modified) {
+            // A key that is older than our own write tells of a store that went back and has caught up since.
+            let written = lease.map(|lease| lease.modified);
+            same = cluster == self.snapshot.cluster
+                && revision >= self.seen
+                && written.is_none_or(|written| written >= *modified);
+            if same && written == Some(*modified) {
                 return Ok(());
             }
         }
